@@ -1,1 +1,1 @@
-"""."""
+"""Engines that turn pixels into vectors, each behind one module."""

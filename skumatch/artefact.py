@@ -1,0 +1,211 @@
+"""Folders on disk that are published whole or not at all, and checked before anything parses them.
+
+A store is a folder of versions (``v000001``, ``v000002``, ...) and a one-line ``CURRENT`` pointer. A version is
+written to a temporary sibling, its files are fsynced, a manifest with the SHA-256 of each file is written last, the
+folder is renamed, the parent fsynced and then the pointer replaced: a reader sees the old version or the new one.
+This module knows nothing about models or galleries.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from skumatch.errors import ArtefactError
+
+CURRENT = "CURRENT"
+_VERSION = re.compile(r"v\d{6,}")
+_STAGED = re.compile(r"\..+\.(\d+)\.tmp")
+_CHUNK = 1 << 20
+
+
+def cache_dir() -> Path:
+    """Return the folder for things that can be made again (``$SKUMATCH_CACHE``, else the XDG cache folder)."""
+    named = os.environ.get("SKUMATCH_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skumatch"
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write at ``path`` into an ArtefactError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ArtefactError(f"no space left while writing {path}", "free some space and run it again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST):
+            raise ArtefactError(f"cannot write {path} ({error.strerror})", "check the folder's permissions") from error
+        raise
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file as hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make the entries of ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` atomically and durably. Raises ArtefactError when the disk refuses."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_dir(path.parent)
+
+
+@contextmanager
+def staged(final: Path) -> Iterator[Path]:
+    """Yield an empty temporary sibling of ``final``; on success fsync its files and rename it to ``final``.
+
+    On any error the temporary folder is removed and nothing else has changed. Raises ArtefactError when the disk
+    refuses or ``final`` exists already.
+    """
+    stage = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    with disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(final.parent)
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir()
+        try:
+            yield stage
+            for path in sorted(stage.rglob("*")):
+                if path.is_file():
+                    with path.open("rb+") as stream:
+                        os.fsync(stream.fileno())
+            fsync_dir(stage)
+            if final.exists():
+                raise ArtefactError(f"{final} was written by someone else meanwhile", "run the command again")
+            stage.rename(final)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+        fsync_dir(final.parent)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove temporary folders whose writer is dead."""
+    for path in parent.glob(".*.tmp"):
+        found = _STAGED.fullmatch(path.name)
+        if found and path.is_dir() and not Path(f"/proc/{found[1]}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def seal(folder: Path, manifest: str, payload: dict[str, Any]) -> None:
+    """Write ``payload`` plus the digests of all files in ``folder`` as its manifest (call it last)."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    document = {**payload, "files": files}
+    (folder / manifest).write_bytes(_canonical({**document, "manifest_digest": _document_digest(document)}))
+
+
+def read_manifest(folder: Path, manifest: str, full: bool = False) -> dict[str, Any]:
+    """Return the manifest of a published folder after checking it and every file that it names.
+
+    A file verified once is trusted while its size, times and inode stay the same; ``full`` hashes all again.
+    Raises ArtefactError naming the file that is missing or differs.
+    """
+    path = folder / manifest
+    remedy = "restore it from a copy or an older version"
+    try:
+        raw = path.read_bytes()
+        document = json.loads(raw)
+        claimed = document.pop("manifest_digest")
+        files: dict[str, dict[str, Any]] = document["files"]
+    except FileNotFoundError:
+        raise ArtefactError(f"{path} is missing", remedy) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtefactError(f"{path} is corrupt", remedy) from error
+    if _document_digest(document) != claimed or raw != _canonical({**document, "manifest_digest": claimed}):
+        raise ArtefactError(f"{path} is corrupt (its digest differs)", remedy)
+    for name, facts in files.items():
+        verify_file(folder / name, int(facts["bytes"]), str(facts["sha256"]), full)
+    return dict(document)
+
+
+def verify_file(path: Path, size: int, sha256: str, full: bool = False) -> None:
+    """Check one file against its recorded size and digest. Raises ArtefactError naming it."""
+    try:
+        facts = path.stat()
+    except OSError:
+        raise ArtefactError(f"{path} is missing", "restore it from a copy or an older version") from None
+    mark = f"{path.resolve()}|{facts.st_ino}|{facts.st_size}|{facts.st_mtime_ns}|{facts.st_ctime_ns}|{sha256}"
+    note = cache_dir() / "verified" / hashlib.sha256(os.fsencode(mark)).hexdigest()
+    if facts.st_size == size and not full and note.exists():
+        return
+    if facts.st_size != size or file_digest(path) != sha256:
+        raise ArtefactError(f"{path} is corrupt (its digest differs)", "restore it from a copy or an older version")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+    except OSError:
+        return  # no writable cache: the file is simply hashed again next time
+
+
+def next_version(store: Path) -> str:
+    """Return the name after the newest version in ``store``."""
+    return f"v{max((int(name[1:]) for name in versions(store)), default=0) + 1:06d}"
+
+
+def versions(store: Path) -> list[str]:
+    """Return the names of the versions in ``store``, oldest first."""
+    if not store.is_dir():
+        return []
+    return sorted((p.name for p in store.iterdir() if _VERSION.fullmatch(p.name)), key=lambda name: int(name[1:]))
+
+
+def set_current(store: Path, version: str) -> None:
+    """Point ``store`` at ``version``."""
+    write_file(store / CURRENT, f"{version}\n".encode())
+
+
+def current(store: Path) -> Path | None:
+    """Return the folder that ``CURRENT`` points at, None where there is no pointer.
+
+    Raises ArtefactError when the pointer names no version that is there.
+    """
+    pointer = store / CURRENT
+    try:
+        name = pointer.read_bytes().decode("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    folder = store / name.strip()
+    if not _VERSION.fullmatch(name.strip()) or name != name.strip() + "\n" or not folder.is_dir():
+        raise ArtefactError(f"{pointer} is corrupt", f"write one of these into it: {', '.join(versions(store))}")
+    return folder
+
+
+def _canonical(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _document_digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(document)).hexdigest()

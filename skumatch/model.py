@@ -1,0 +1,127 @@
+"""Model bundles: a trained encoder as a folder that opens without any hub and without pickle.
+
+``model.json`` holds spec, architecture, provenance and the digests of all files; ``weights.safetensors`` the tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skumatch import artefact
+from skumatch.errors import ArtefactError, ModelError
+from skumatch.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from skumatch.towers.base import Tower
+
+MANIFEST = "model.json"
+WEIGHTS = "weights.safetensors"
+FORMAT = 1
+_HEAD = "skumatch_head."
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A published model: its folder, what it is, and ``document``: everything that made it."""
+
+    folder: Path
+    spec: Spec
+    document: dict[str, Any]
+
+    def load(self) -> tuple[Tower, nn.Linear | None, Spec]:
+        """Return (tower with the saved weights, served head or None, spec). Raises ModelError."""
+        from torch import nn
+
+        from skumatch.towers.base import LoadReport, load_state
+        from skumatch.towers.build import rebuild
+
+        tower = rebuild(self.document["architecture"], self.folder)
+        state = load_state(self.folder / WEIGHTS)
+        head = None
+        if self.spec.layer == "head":
+            weight = state.pop(f"{_HEAD}weight")
+            head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            head.weight.data.copy_(weight)
+        lacking = sorted(set(tower.model.state_dict()) - set(state))
+        image_only = [k for k in lacking if not self.document["text"] and not k.startswith("visual.")]
+        if len(lacking) > len(image_only):
+            raise ModelError(f"{self.folder} lacks the weights {lacking[0]}", "train or export it again")
+        tower.model.load_state_dict(state, strict=False)
+        tower.preprocess = self.spec
+        tower.report = LoadReport(str(self.folder))
+        if not self.document["text"]:
+            tower.text = None
+        return tower, head, self.spec
+
+
+def save_bundle(
+    store: Path, tower: Tower, head: nn.Linear | None, spec: Spec, facts: dict[str, Any], tensors: dict[str, Tensor]
+) -> Path:
+    """Publish ``tensors`` (the tower's state dict) and the head as the next version in ``store``.
+
+    ``facts``: JSON-ready provenance, recipe and metrics. Returns the version's folder. Raises ArtefactError when the
+    disk refuses; the store is then as it was.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if head is not None:
+        state[f"{_HEAD}weight"] = head.weight.detach().cpu().contiguous()
+    final = store / artefact.next_version(store)
+    with artefact.staged(final) as stage:
+        try:
+            save_file(state, stage / WEIGHTS)
+        except SafetensorError as error:
+            raise ArtefactError(f"cannot write {final / WEIGHTS} ({error})", "free some space, run it again") from error
+        if tower.text is not None:
+            tower.text.save_tokenizer(stage)
+        document = {
+            "kind": "model",
+            "format": FORMAT,
+            "spec": spec.to_json(),
+            "architecture": tower.architecture,
+            "text": tower.text is not None,
+            **finite(facts),
+        }
+        artefact.seal(stage, MANIFEST, document)
+    artefact.set_current(store, final.name)
+    return final
+
+
+def finite(value: Any) -> Any:
+    """Return JSON-ready ``value`` with NaN and infinities as None (JSON has neither)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+def bundle_folder(path: Path) -> Path:
+    """Return the bundle in ``path``: itself, or the current version of a store. Raises ArtefactError, ModelError."""
+    if (path / MANIFEST).exists():
+        return path
+    found = artefact.current(path)
+    if found is None:
+        raise ModelError(f"{path} holds no model", "give a folder that `skumatch finetune` wrote")
+    return found
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle, or the current one of a store, after checking its digests.
+
+    Raises ModelError when there is none, ArtefactError when a byte differs.
+    """
+    folder = bundle_folder(path)
+    document = artefact.read_manifest(folder, MANIFEST)
+    if document.get("kind") != "model" or document.get("format") != FORMAT:
+        raise ModelError(f"{folder} was written by another version", "open it with that version or train again")
+    return Bundle(folder, Spec.from_json(document["spec"]), document)

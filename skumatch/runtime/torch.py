@@ -1,0 +1,128 @@
+"""The torch engine: an encoder network that takes uint8 pixels and gives unit vectors.
+
+Scaling to mean and std happens inside the network. It knows nothing about files, galleries or training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from skumatch.errors import DeviceError, ModelError
+from skumatch.spec import Pixels, Preprocess, Spec, Vectors, spec_digest
+from skumatch.towers.base import Tower
+
+FEATURES = "features"
+HEAD = "head"
+
+
+class Network(nn.Module):
+    """Image tower, optionally the trained head on top, and L2 normalisation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, image: nn.Module, how: Preprocess, head: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.image = image
+        self.head = head
+        self.register_buffer("mean", torch.tensor(how.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(how.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Map (N, 3, S, S) pixels in 0..255, uint8 or float, to the tower's (N, D) features, not normalised."""
+        result: Tensor = self.image((pixels.to(self.mean.dtype) - self.mean) / self.std)
+        return result
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map (N, 3, S, S) pixels to float32 (N, D) rows of unit length."""
+        features = self.features(pixels)
+        served = features if self.head is None else self.head(features)
+        return nn.functional.normalize(served.float(), dim=1)
+
+
+def tensors_digest(modules: Sequence[nn.Module | None]) -> str:
+    """Return the SHA-256 over the names, types, shapes and bytes of all tensors in ``modules``."""
+    total = hashlib.sha256()
+    for position, module in enumerate(modules):
+        for name, tensor in sorted(module.state_dict().items()) if module is not None else ():
+            data = tensor.detach().cpu().contiguous()
+            total.update(f"{position}.{name}|{data.dtype}|{tuple(data.shape)}|".encode())
+            total.update(data.reshape(-1).view(torch.uint8).numpy().data if data.numel() else b"")
+    return total.hexdigest()
+
+
+def make_spec(tower: Tower, head: nn.Linear | None = None) -> Spec:
+    """Return the Spec of ``tower`` serving its features, or its head where one is given."""
+    layer = FEATURES if head is None else HEAD
+    digest = spec_digest(tower.preprocess, tower.architecture, layer, tensors_digest([tower.image, head]))
+    how = tower.preprocess
+    return Spec(
+        size=how.size,
+        mean=how.mean,
+        std=how.std,
+        resize=how.resize,
+        crop_pct=how.crop_pct,
+        interpolation=how.interpolation,
+        name=tower.name,
+        dim=tower.dim if head is None else head.out_features,
+        layer=layer,
+        digest=digest,
+    )
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises DeviceError when it is not granted."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = wanted.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise DeviceError(f"unknown device '{wanted}'", "choose auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("device cuda was asked for but torch sees no usable GPU", "see `skumatch doctor`, or use cpu")
+    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
+        raise DeviceError(f"there is no {wanted}", f"this machine has {torch.cuda.device_count()} GPUs")
+    return torch.device(wanted)
+
+
+def memory_format(image: nn.Module) -> torch.memory_format:
+    """Return channels_last for convolution nets (faster on CPU and GPU), the plain layout for the rest."""
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in image.modules())
+    return torch.channels_last if convolutions > 4 else torch.contiguous_format
+
+
+class TorchEncoder:
+    """An Encoder (and TextEncoder where the model has a text tower) run by torch."""
+
+    def __init__(self, tower: Tower, head: nn.Linear | None = None, device: str = "auto", spec: Spec | None = None):
+        self.spec = spec or make_spec(tower, head)
+        self.tower = tower
+        self.device = pick_device(device)
+        self.format = memory_format(tower.image)
+        tower.model.eval().to(self.device)
+        self.network = Network(tower.image, self.spec, head).eval()
+        self.network.to(device=self.device, memory_format=self.format)  # type: ignore[call-overload]
+
+    def encode(self, pixels: Pixels) -> Vectors:
+        """Map uint8 (N, 3, S, S) to float32 (N, D) rows of unit length. Raises ModelError for another shape."""
+        side = self.spec.size
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side) or pixels.dtype != np.uint8:
+            raise ModelError(f"pixels are {pixels.dtype} {pixels.shape}", f"give uint8 (N, 3, {side}, {side})")
+        with torch.inference_mode():
+            batch = torch.from_numpy(pixels).to(self.device, memory_format=self.format)
+            vectors: Vectors = self.network(batch).cpu().numpy()
+        return vectors
+
+    def encode_text(self, texts: Sequence[str]) -> Vectors:
+        """Map N texts to float32 (N, D) rows of unit length. Raises ModelError where there is no text tower."""
+        text = self.tower.text
+        if text is None:
+            raise ModelError(f"{self.spec.name} has no text tower", "use an open_clip or hf model that has one")
+        with torch.inference_mode():
+            features = text.encode(text.tokenize(texts).to(self.device))
+            vectors: Vectors = nn.functional.normalize(features.float(), dim=1).cpu().numpy()
+        return vectors

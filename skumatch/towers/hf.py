@@ -1,0 +1,163 @@
+"""Encoders from transformers: CLIP (FashionCLIP too), SigLIP, and image-only models such as DINOv2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skumatch import hub
+from skumatch.errors import HubError, ModelError
+from skumatch.spec import Preprocess
+from skumatch.towers.base import TextTower, Tower, fit_state, image_keys, load_state
+
+TOKENIZER = "tokenizer"
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class PooledImage(nn.Module):
+    """The image side of a transformers model: (N, 3, S, S) to its pooled (and projected) vector."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.vision = getattr(model, "vision_model", model)
+        self.projection = getattr(model, "visual_projection", None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (N, D) features."""
+        pooled: Tensor = self.vision(pixel_values=images).pooler_output
+        return pooled if self.projection is None else self.projection(pooled)
+
+
+def load(identifier: str, weights: Path | None, random_init: bool, size: int | None) -> Tower:
+    """Build ``hf:REPO`` (a hub repository or a local folder with config.json). Raises ModelError or HubError."""
+    config = _json(_file(identifier, "config.json"))
+    try:
+        processor = _json(_file(identifier, "preprocessor_config.json"))
+    except HubError:
+        processor = {}
+    folder = Path(identifier)
+    tokenizer = folder if folder.is_dir() else _cached_tokenizer(identifier)
+    tower = rebuild({"library": "hf", "model": identifier, "config": config, "processor": processor}, tokenizer)
+    if size and size != tower.preprocess.size:
+        if not tower.resizable:
+            raise ModelError(f"hf:{identifier} takes {tower.preprocess.size} px only", "leave out --size")
+        tower.preprocess = replace(tower.preprocess, size=size)
+    if random_init:
+        return tower
+    source = weights or _weights(identifier)
+    state = load_state(source)
+    tower.report = fit_state(tower.model, state, image_keys(tower.model, tower.image), str(source))
+    if any(key.startswith(("text_model.", "text_projection.")) for key in tower.report.missing):
+        tower.text = None
+    return tower
+
+
+def _weights(identifier: str) -> Path:
+    try:
+        return _file(identifier, "model.safetensors")
+    except HubError:
+        hub.probe()  # the hub answers: this repository has no safetensors
+        return _file(identifier, "pytorch_model.bin")
+
+
+def _file(identifier: str, filename: str) -> Path:
+    folder = Path(identifier)
+    if not folder.is_dir():
+        return hub.fetch(identifier, filename)
+    if not (folder / filename).is_file():
+        raise HubError(f"{folder} has no {filename}", "give a folder as save_pretrained writes it")
+    return folder / filename
+
+
+def _cached_tokenizer(identifier: str) -> Path | None:
+    """Return the folder that the tokenizer's files were fetched to, None where the model has none."""
+    found = None
+    for filename in ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "spiece.model"):
+        try:
+            found = hub.fetch(identifier, filename).parent
+        except HubError:
+            continue
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable JSON", "fetch the model again") from error
+
+
+def rebuild(architecture: dict[str, Any], tokenizer: Path | None = None) -> Tower:
+    """Build the network of ``architecture`` with random values, without a hub."""
+    from transformers import AutoConfig, AutoModel
+
+    config = dict(architecture["config"])
+    try:
+        made = AutoConfig.for_model(config.pop("model_type"), **config)
+        model = AutoModel.from_config(made)
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"transformers cannot build hf:{architecture['model']} ({error})", "update it") from error
+    model.eval()
+    image = PooledImage(model)
+    vision = getattr(made, "vision_config", made)
+    how = _preprocess(architecture["processor"], vision)
+    with torch.inference_mode():
+        probe = image(torch.zeros(1, 3, how.size, how.size))
+    return Tower(
+        name=f"hf:{architecture['model']}",
+        architecture=architecture,
+        model=model,
+        image=image,
+        preprocess=how,
+        dim=int(probe.shape[1]),
+        resizable=made.model_type in ("dinov2", "convnext", "convnextv2", "resnet"),
+        text=_text(model, made, tokenizer),
+    )
+
+
+def _preprocess(processor: dict[str, Any], vision: Any) -> Preprocess:
+    """Read a transformers image processor: with a centre crop it is "crop", without one "squash"."""
+    sizes = processor.get("size", {})
+    short = sizes if isinstance(sizes, int) else sizes.get("shortest_edge") or sizes.get("height")
+    crop = processor.get("crop_size") if processor.get("do_center_crop", True) else None
+    side = crop if crop is None or isinstance(crop, int) else crop["height"]
+    size = int(side or short or getattr(vision, "image_size", 224))
+    whole = not processor or (side is not None and "height" not in (sizes if isinstance(sizes, dict) else {}))
+    return Preprocess(
+        size=size,
+        mean=processor.get("image_mean") or CLIP_MEAN,
+        std=processor.get("image_std") or CLIP_STD,
+        resize="crop" if whole else "squash",
+        crop_pct=min(1.0, size / int(short)) if whole and short else 1.0,
+        interpolation="bilinear" if processor.get("resample") == 2 else "bicubic",
+    )
+
+
+def _text(model: Any, config: Any, source: Path | None) -> TextTower | None:
+    if not hasattr(model, "get_text_features") or source is None or not any(source.glob("*token*")):
+        return None
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    length = config.text_config.max_position_embeddings
+
+    def tokenize(texts: Sequence[str]) -> Tensor:
+        found = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        ids: Tensor = found["input_ids"]
+        return ids
+
+    def encode(ids: Tensor) -> Tensor:
+        pooled: Tensor = model.get_text_features(input_ids=ids).pooler_output
+        return pooled
+
+    def save(folder: Path) -> None:
+        tokenizer.save_pretrained(folder / TOKENIZER)
+
+    return TextTower(tokenize, encode, save)
