@@ -1,1 +1,1 @@
-"""."""
+"""What changes weights: recipes, augmentation, sampling, losses and the trainer."""

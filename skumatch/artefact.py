@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,33 +80,50 @@ def write_file(path: Path, data: bytes) -> None:
         fsync_dir(path.parent)
 
 
-@contextmanager
-def staged(final: Path) -> Iterator[Path]:
-    """Yield an empty temporary sibling of ``final``; on success fsync its files and rename it to ``final``.
+@dataclass
+class Stage:
+    """A folder being written; ``name`` is what it will be called, and may be set until it is published."""
 
-    On any error the temporary folder is removed and nothing else has changed. Raises ArtefactError when the disk
-    refuses or ``final`` exists already.
+    folder: Path
+    name: str
+
+
+@contextmanager
+def staged(parent: Path, name: str, by_content: bool = False) -> Iterator[Stage]:
+    """Yield an empty temporary folder in ``parent``; on success fsync its files and rename it to the stage's name.
+
+    On any error the temporary folder is removed and nothing else has changed. ``by_content``: the name is a digest of
+    the content, so an existing folder of that name is the same and stays. Raises ArtefactError when the disk refuses
+    or the name is taken.
     """
-    stage = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    with disk_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(final.parent)
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir()
+    stage = Stage(parent / f".{name}.{os.getpid()}.tmp", name)
+    with disk_errors(parent / name):
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent)
+        shutil.rmtree(stage.folder, ignore_errors=True)
+        stage.folder.mkdir()
         try:
             yield stage
-            for path in sorted(stage.rglob("*")):
-                if path.is_file():
-                    with path.open("rb+") as stream:
-                        os.fsync(stream.fileno())
-            fsync_dir(stage)
-            if final.exists():
-                raise ArtefactError(f"{final} was written by someone else meanwhile", "run the command again")
-            stage.rename(final)
+            _settle(stage, parent / stage.name, by_content)
         except BaseException:
-            shutil.rmtree(stage, ignore_errors=True)
+            shutil.rmtree(stage.folder, ignore_errors=True)
             raise
-        fsync_dir(final.parent)
+        fsync_dir(parent)
+
+
+def _settle(stage: Stage, final: Path, by_content: bool) -> None:
+    """Make the staged files durable and give the folder its final name."""
+    for path in sorted(stage.folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb+") as stream:
+                os.fsync(stream.fileno())
+    fsync_dir(stage.folder)
+    if final.exists() and by_content:
+        shutil.rmtree(stage.folder)
+    elif final.exists():
+        raise ArtefactError(f"{final} was written by someone else meanwhile", "run the command again")
+    else:
+        stage.folder.rename(final)
 
 
 def _remove_abandoned(parent: Path) -> None:

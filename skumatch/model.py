@@ -74,13 +74,13 @@ def save_bundle(
     if head is not None:
         state[f"{_HEAD}weight"] = head.weight.detach().cpu().contiguous()
     final = store / artefact.next_version(store)
-    with artefact.staged(final) as stage:
+    with artefact.staged(store, final.name) as stage:
         try:
-            save_file(state, stage / WEIGHTS)
+            save_file(state, stage.folder / WEIGHTS)
         except SafetensorError as error:
             raise ArtefactError(f"cannot write {final / WEIGHTS} ({error})", "free some space, run it again") from error
         if tower.text is not None:
-            tower.text.save_tokenizer(stage)
+            tower.text.save_tokenizer(stage.folder)
         document = {
             "kind": "model",
             "format": FORMAT,
@@ -89,7 +89,7 @@ def save_bundle(
             "text": tower.text is not None,
             **finite(facts),
         }
-        artefact.seal(stage, MANIFEST, document)
+        artefact.seal(stage.folder, MANIFEST, document)
     artefact.set_current(store, final.name)
     return final
 

@@ -1,0 +1,162 @@
+"""Training pictures: which rows train and which validate, and canvases decoded ahead on threads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skumatch import images
+from skumatch.dataset import Dataset, Row
+from skumatch.embed import ordered_batches
+from skumatch.errors import DataError, ImageError
+from skumatch.finetune.augment import DRAWS, Draws, draws, jpeg_quality
+from skumatch.finetune.recipe import Recipe
+from skumatch.spec import Ids
+
+HELD_OUT = 0.1  # share of the training pictures that validates where the data has no val split
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a fine-tune sees: rows to train on, and gallery and queries to validate with (never trained on)."""
+
+    train: tuple[Row, ...]
+    gallery: tuple[Row, ...]
+    queries: tuple[Row, ...]
+
+    @property
+    def skus(self) -> list[str]:
+        """Distinct SKUs of the training rows, sorted; a SKU's label is its place here."""
+        return sorted({row.sku for row in self.train})
+
+
+def split_rows(dataset: Dataset, recipe: Recipe) -> Split:
+    """Divide ``dataset`` into training and validation; the split ``test`` is never touched.
+
+    Without a split ``val``, a tenth of the training pictures (of SKUs with at least four, keyed by seed and path) is
+    held out. Raises DataError when there are fewer than two SKUs to train on.
+    """
+    train = list(dataset.split("train" if "train" in dataset.splits else dataset.gallery_split))
+    if "val" in dataset.splits:
+        queries = list(dataset.split("val"))
+    else:
+        held = _held_out(train, recipe.seed)
+        queries = [row for row in train if row.path in held]
+        train = [row for row in train if row.path not in held]
+    known = {row.sku for row in train}
+    if len(known) < 2:
+        raise DataError(f"{dataset.root} has {len(known)} SKUs to train on", "give pictures of at least two SKUs")
+    return Split(
+        tuple(train),
+        tuple(_some_views(train, recipe.val_views, recipe.seed)),
+        tuple(_sample([row for row in queries if row.sku in known], recipe.val_queries, recipe.seed)),
+    )
+
+
+def _key(row: Row, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}|{row.sku}|{row.path.name}".encode("utf-8", "surrogateescape")).digest()
+
+
+def _by_sku(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.sku, []).append(row)
+    return found
+
+
+def _held_out(rows: Sequence[Row], seed: int) -> set[Path]:
+    held: set[Path] = set()
+    for members in _by_sku(rows).values():
+        if len(members) >= 4:
+            count = max(1, round(len(members) * HELD_OUT))
+            held.update(row.path for row in sorted(members, key=lambda row: _key(row, seed))[:count])
+    return held
+
+
+def _some_views(rows: Sequence[Row], views: int, seed: int) -> list[Row]:
+    return [
+        row
+        for _, members in sorted(_by_sku(rows).items())
+        for row in sorted(members, key=lambda row: _key(row, seed + 1))[:views]
+    ]
+
+
+def _sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    return sorted(rows, key=lambda row: _key(row, seed + 2))[:count]
+
+
+@dataclass
+class Canvases:
+    """Streams training pictures as square uint8 canvases; unreadable ones are left out and remembered."""
+
+    rows: tuple[Row, ...]
+    labels: Ids
+    recipe: Recipe
+    workers: int
+    max_pixels: int = images.DEFAULT_MAX_PIXELS
+    failures: dict[Path, ImageError] = field(default_factory=dict)
+
+    def batches(self, order: Ids, epoch: int, size: int) -> Iterator[Batch]:
+        """Yield batches of the pictures at ``order`` for training at ``size`` pixels, in order."""
+
+        def work(position: np.int64) -> tuple[NDArray[np.uint8], float, Draws] | ImageError:
+            row = self.rows[int(position)]
+            draw = draws(self.recipe.seed, epoch, np.array([position]))[0]
+            try:
+                image = images.read_image(row.path, self.max_pixels)
+                return (
+                    _canvas(image, size, jpeg_quality(draw, self.recipe.augment)),
+                    image.shape[1] / image.shape[0],
+                    draw,
+                )
+            except ImageError as error:
+                self.failures.setdefault(row.path, error)
+                return error
+
+        for positions, decoded in ordered_batches(order, work, self.recipe.batch, self.workers):
+            good = [(p, d) for p, d in zip(positions, decoded, strict=True) if not isinstance(d, ImageError)]
+            if good:
+                yield Batch(
+                    torch.from_numpy(np.stack([d[0] for _, d in good])),
+                    torch.tensor([d[1] for _, d in good], dtype=torch.float64),
+                    torch.from_numpy(np.stack([d[2] for _, d in good]).reshape(-1, DRAWS)),
+                    torch.from_numpy(self.labels[[int(p) for p, _ in good]]),
+                )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Canvases uint8 (N, 3, R, R), aspects float64 (N,), draws float64 (N, 32) and labels int64 (N,)."""
+
+    canvases: Tensor
+    aspects: Tensor
+    draws: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on ``device``."""
+        return Batch(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+
+
+def _canvas(image: NDArray[np.uint8], size: int, quality: int | None) -> NDArray[np.uint8]:
+    """Squash (H, W, 3) to a canvas 1.4 times the training size, so that small crops of it stay sharp."""
+    from skumatch.spec import Preprocess
+
+    side = round(size * 1.4)
+    how = Preprocess(side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", 1.0, "bilinear")
+    canvas = images.to_pixels(image, how)
+    if quality is None:
+        return canvas
+    from PIL import Image as PILImage
+
+    stream = BytesIO()
+    PILImage.fromarray(canvas.transpose(1, 2, 0)).save(stream, "JPEG", quality=quality)
+    return np.asarray(PILImage.open(stream)).transpose(2, 0, 1)

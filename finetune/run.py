@@ -1,0 +1,213 @@
+"""One fine-tune from data to published bundle: run folders, resuming, choosing the layer, provenance.
+
+OUT/CURRENT, OUT/v000001/         published models
+OUT/runs/r000001/run.json         what the run was started with
+OUT/runs/r000001/metrics.jsonl    one line per epoch
+OUT/runs/r000001/checkpoints/     the newest checkpoint, until the run is finished
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from skumatch import artefact
+from skumatch.dataset import Dataset
+from skumatch.embed import Pipeline
+from skumatch.errors import ArtefactError, ConfigError, DataError
+from skumatch.finetune.data import Split, split_rows
+from skumatch.finetune.recipe import Recipe, recipe_from
+from skumatch.finetune.state import TrainState, write_history
+from skumatch.finetune.trainer import Reporter, Silent, Trainer, never
+from skumatch.finetune.validate import LAYERS, choose_layer
+from skumatch.model import finite, save_bundle
+from skumatch.runtime.torch import HEAD, make_spec, pick_device
+from skumatch.spec import Spec
+from skumatch.towers.base import Tower
+from skumatch.towers.build import ModelSource, build
+
+RUN = "run.json"
+FINISHED = "finished.json"
+METRICS = "metrics.jsonl"
+_RUN_NAME = re.compile(r"r\d{6,}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to fine-tune on what, where to, and ``facts`` to keep with the model (settings, filters)."""
+
+    dataset: Dataset
+    source: ModelSource
+    recipe: Recipe
+    out: Path
+    device: str = "auto"
+    pipeline: Pipeline = field(default_factory=Pipeline)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it: the bundle's folder, its spec, whether it is the store's current model, whether training was
+    stopped before its end, validation top-1 per layer, and training pictures that could not be read."""
+
+    folder: Path
+    spec: Spec
+    current: bool
+    interrupted: bool
+    top1: dict[str, float | None]
+    failures: tuple[str, ...]
+
+
+def finetune(
+    job: Job, resume: bool = False, reporter: Reporter | None = None, should_stop: Callable[[], bool] = never
+) -> Outcome:
+    """Fine-tune and publish the model in ``job.out``.
+
+    ``resume`` continues the newest unfinished run with the recipe it was started with. When ``should_stop`` turns
+    true, the averaged weights so far are published and the run stays resumable. Raises SkumatchError.
+    """
+    pick_device(job.device)
+    if resume:
+        folder = unfinished(job.out)
+        job = replace(job, recipe=recorded_recipe(folder))
+    split = split_rows(job.dataset, job.recipe)
+    tower = build(replace(job.source, seed=job.recipe.seed))
+    spec = make_spec(tower)
+    start = _start_facts(job, split, spec)
+    if resume:
+        _require_same(folder, start)
+    else:
+        folder = _new_run(job.out, start)
+    state = TrainState(tower, len(split.skus), job.recipe, pick_device(job.device))
+    state.restore(folder / "checkpoints")
+    trainer = Trainer(tower, spec, split, state, job.pipeline, reporter or Silent(), should_stop)
+
+    def after_epoch() -> None:
+        state.save(folder / "checkpoints")
+        write_history(folder / METRICS, finite(state.history))
+
+    finished = trainer.run(after_epoch)
+    if not finished:
+        state.save(folder / "checkpoints")
+    return _publish(job, folder, trainer, finished)
+
+
+def _publish(job: Job, folder: Path, trainer: Trainer, finished: bool) -> Outcome:
+    """Publish the best (finished) or newest (interrupted) averaged weights; choose the layer they are served from."""
+    state, tower = trainer.state, trainer.tower
+    if finished:
+        state.take_best()
+    validation = trainer.validate()
+    layer = choose_layer(job.recipe.serve, validation)
+    averaged: nn.Module = state.average["image"]  # type: ignore[assignment]
+    state.image.load_state_dict(averaged.state_dict())
+    head = state.average["head"] if layer == HEAD else None
+    spec = make_spec(tower, head)  # type: ignore[arg-type]
+    facts = {
+        "layer_reason": _reason(job.recipe.serve, layer, validation.top1),
+        "interrupted": not finished,
+        "epochs_done": state.epoch,
+        "validation": {"queries": len(trainer.split.queries), "top1": validation.top1},
+        "recipe": job.recipe.to_json(),
+        "history": state.history,
+        "data": _data_facts(job.dataset, trainer.split),
+        "source": {"name": job.source.name, "weights": job.source.weights and job.source.weights.name},
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **job.facts,
+    }
+    before = _safe_current(job.out)
+    bundle = save_bundle(job.out, tower, head, spec, facts, tower.model.state_dict())  # type: ignore[arg-type]
+    stays = not finished and before is not None
+    if stays and before is not None:
+        artefact.set_current(job.out, before.name)
+    if finished:
+        artefact.write_file(folder / FINISHED, json.dumps({"model": bundle.name}).encode())
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    failures = tuple(str(error) for error in trainer.canvases.failures.values())
+    return Outcome(bundle, spec, not stays, not finished, validation.top1, failures)
+
+
+def _safe_current(store: Path) -> Path | None:
+    try:
+        return artefact.current(store)
+    except ArtefactError:
+        return None  # a broken pointer names no model that could be kept
+
+
+def _reason(serve: str, layer: str, top1: dict[str, float | None]) -> str:
+    if serve != "measure":
+        return f"the recipe asks for {serve}"
+    figures = ", ".join(f"{name} {value:.3f}" for name in LAYERS if (value := top1[name]) is not None)
+    if not figures:
+        return "no validation pictures: features forget less about SKUs that were not trained on"
+    verdict = "the head is better beyond chance" if layer == HEAD else "the head is not better beyond chance"
+    return f"validation top-1 {figures}: {verdict} (McNemar, 5 %)"
+
+
+def _data_facts(dataset: Dataset, split: Split) -> dict[str, Any]:
+    return {
+        "format": dataset.format,
+        "skus": len(split.skus),
+        "train": len(split.train),
+        "validation_gallery": len(split.gallery),
+        "validation_queries": len(split.queries),
+    }
+
+
+def _start_facts(job: Job, split: Split, spec: Spec) -> dict[str, Any]:
+    """Return what must be the same when a run is resumed."""
+    rows = hashlib.sha256()
+    for row in (*split.train, *split.gallery, *split.queries):
+        rows.update(f"{row.sku}|{os.path.relpath(row.path, job.dataset.root)}\n".encode("utf-8", "surrogateescape"))
+    return {"recipe": job.recipe.to_json(), "rows": rows.hexdigest(), "encoder": spec.digest, "name": spec.name}
+
+
+def runs(out: Path) -> list[Path]:
+    """Return the run folders of a model store, oldest first."""
+    folder = out / "runs"
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if _RUN_NAME.fullmatch(p.name)), key=lambda p: int(p.name[1:]))
+
+
+def unfinished(out: Path) -> Path:
+    """Return the newest run that has not finished. Raises ConfigError when there is none."""
+    for folder in reversed(runs(out)):
+        if not (folder / FINISHED).exists():
+            return folder
+    raise ConfigError(f"there is no interrupted fine-tune in {out}", "leave out --resume to start one")
+
+
+def recorded_recipe(folder: Path) -> Recipe:
+    """Return the recipe that a run was started with. Raises ConfigError when its record is unreadable."""
+    try:
+        return recipe_from(json.loads((folder / RUN).read_text())["recipe"], str(folder / RUN))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / RUN} is corrupt", f"remove {folder} and start anew") from error
+
+
+def _new_run(out: Path, start: dict[str, Any]) -> Path:
+    number = int(runs(out)[-1].name[1:]) + 1 if runs(out) else 1
+    folder = out / "runs" / f"r{number:06d}"
+    with artefact.disk_errors(folder):
+        folder.mkdir(parents=True)
+    artefact.write_file(folder / RUN, json.dumps(start, indent=1, sort_keys=True).encode())
+    return folder
+
+
+def _require_same(folder: Path, start: dict[str, Any]) -> None:
+    before = json.loads((folder / RUN).read_text())
+    if before["rows"] != start["rows"]:
+        raise DataError(f"the pictures changed since {folder} was started", "leave out --resume to start anew")
+    if before["encoder"] != start["encoder"]:
+        raise ConfigError(f"the encoder changed since {folder} was started", "leave out --resume to start anew")

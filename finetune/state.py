@@ -1,0 +1,168 @@
+"""All that a fine-tune carries from step to step, and its checkpoints: safetensors and JSON, never pickle."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skumatch import artefact
+from skumatch.errors import ArtefactError
+from skumatch.finetune.losses import SubCentreArcFace
+from skumatch.finetune.params import is_transformer, parameter_groups
+from skumatch.finetune.recipe import Recipe
+from skumatch.runtime.torch import Network, memory_format
+from skumatch.towers.base import Tower
+
+MANIFEST = "checkpoint.json"
+TENSORS = "tensors.safetensors"
+
+
+class TrainState:
+    """Network, training head, loss, optimiser, averaged weights and the best ones so far."""
+
+    def __init__(self, tower: Tower, skus: int, recipe: Recipe, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.device = device
+        layout = memory_format(tower.image)
+        tower.image.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+        self.network = Network(tower.image, tower.preprocess).to(device)
+        self.head = nn.Linear(tower.dim, recipe.embedding, bias=False).to(device)
+        nn.init.orthogonal_(self.head.weight)
+        self.dropout = nn.Dropout(recipe.dropout)
+        self.loss = SubCentreArcFace(skus, recipe.embedding, recipe.sub_centres, recipe.s).to(device)
+        self.average = nn.ModuleDict({"image": copy.deepcopy(tower.image), "head": copy.deepcopy(self.head)})
+        self.average.requires_grad_(False).eval()
+        self.optimizer = self._optimizer(tower.image)
+        self.epoch = 0  # completed epochs
+        self.step = 0  # completed steps within the running epoch
+        self.updates = 0
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] | None = None
+        self.best_score = -1.0
+
+    def _optimizer(self, image: nn.Module) -> torch.optim.AdamW:
+        recipe = self.recipe
+        lr = recipe.lr_transformer if is_transformer(image) else recipe.lr_conv
+        groups = parameter_groups(image, lr, recipe.layer_decay, recipe.weight_decay)
+        groups.append({"params": list(self.head.parameters()), "lr": recipe.lr_head})
+        groups.append({"params": list(self.loss.parameters()), "lr": recipe.lr_head * 5, "weight_decay": 0.0})
+        groups = [{**group, "base_lr": group["lr"]} for group in groups]
+        return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=self.device.type == "cuda")
+
+    @property
+    def image(self) -> nn.Module:
+        """The image tower being trained."""
+        return self.network.image
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield every parameter that is trained."""
+        yield from (p for group in self.optimizer.param_groups for p in group["params"])
+
+    def set_stage(self, head_only: bool) -> None:
+        """Freeze the image tower (its batch statistics too) in stage 1, free it in stage 2."""
+        self.image.train(not head_only)
+        self.image.requires_grad_(not head_only)
+        self.head.train()
+
+    def scale_lr(self, factor: float) -> None:
+        """Set every learning rate to its base times ``factor``."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the averaged weights towards the current ones; the decay grows to the recipe's over the first steps."""
+        self.updates += 1
+        decay = min(self.recipe.ema, (1 + self.updates) / (10 + self.updates))
+        targets, sources = [], []
+        for averaged, trained in ((self.average["image"], self.image), (self.average["head"], self.head)):
+            for own, other in zip(averaged.state_dict().values(), trained.state_dict().values(), strict=True):
+                if own.is_floating_point():
+                    targets.append(own)
+                    sources.append(other)
+                else:
+                    own.copy_(other)
+        torch._foreach_lerp_(targets, sources, 1 - decay)
+
+    def keep_if_best(self, score: float | None) -> None:
+        """Keep a copy of the averaged weights when ``score`` is at least the best so far (None: always)."""
+        if score is None or score >= self.best_score:
+            self.best_score = self.best_score if score is None else score
+            self.best = {name: tensor.detach().clone() for name, tensor in self.average.state_dict().items()}
+
+    def take_best(self) -> None:
+        """Put the best averaged weights into the averaged modules."""
+        if self.best is not None:
+            self.average.load_state_dict(self.best)
+
+    def save(self, store: Path) -> None:
+        """Publish a checkpoint in ``store`` and drop older ones. Raises ArtefactError when the disk refuses."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        version = artefact.next_version(store)
+        with artefact.staged(store, version) as stage:
+            try:
+                save_file(self._tensors(), stage.folder / TENSORS)
+            except SafetensorError as error:
+                raise ArtefactError(f"cannot write {store / version} ({error})", "free some space, --resume") from error
+            facts = {
+                "epoch": self.epoch,
+                "step": self.step,
+                "updates": self.updates,
+                "history": self.history,
+                "best_score": self.best_score,
+            }
+            artefact.seal(stage.folder, MANIFEST, facts)
+        artefact.set_current(store, version)
+        for older in artefact.versions(store)[:-1]:
+            shutil.rmtree(store / older)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"image": self.image, "head": self.head, "loss": self.loss, "average": self.average}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {f"{n}.{k}": t for n, module in self._modules().items() for k, t in module.state_dict().items()}
+        found |= {f"best.{k}": t for k, t in (self.best or {}).items()}
+        for position, parameter in enumerate(self.parameters()):
+            found |= {f"optimizer.{position}.{k}": t for k, t in self.optimizer.state.get(parameter, {}).items()}
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
+
+    def restore(self, store: Path) -> bool:
+        """Continue from the checkpoint in ``store``; return whether there was one. Raises ArtefactError if corrupt."""
+        from safetensors.torch import load_file
+
+        folder = artefact.current(store)
+        if folder is None:
+            return False
+        facts = artefact.read_manifest(folder, MANIFEST)
+        tensors = load_file(folder / TENSORS, device=str(self.device))
+        for name, module in self._modules().items():
+            module.load_state_dict(_under(tensors, f"{name}."))
+        self.best = _under(tensors, "best.") or None
+        for position, parameter in enumerate(self.parameters()):
+            state = _under(tensors, f"optimizer.{position}.")
+            if state:
+                # AdamW counts steps on the CPU unless it is fused or capturable.
+                step = state["step"] if self.device.type == "cuda" else state["step"].cpu()
+                self.optimizer.state[parameter] = {**state, "step": step}
+        self.epoch, self.step, self.updates = facts["epoch"], facts["step"], facts["updates"]
+        self.history, self.best_score = facts["history"], facts["best_score"]
+        return True
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    """Write one JSON line per finished epoch."""
+    artefact.write_file(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in history).encode())
