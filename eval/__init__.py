@@ -1,1 +1,1 @@
-"""."""
+"""What measures: protocols, metrics with intervals, and the report files."""

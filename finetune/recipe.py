@@ -40,7 +40,7 @@ class Recipe:
     Stage 1 trains the head alone for ``head_epochs``; stage 2 everything for ``epochs``. ``lr_conv`` and
     ``lr_transformer``: learning rate of the last block of a convolution net or a transformer, falling by
     ``layer_decay`` per block towards the input. Pictures grow from ``scale_from`` to ``scale_to`` of the encoder's
-    own size over stage 2 (encoders with a fixed size keep it). ``sub_centres``, ``s``, ``margin_from``,
+    own size over stage 2 (encoders with a fixed size keep it), or are ``size`` pixels throughout where it is not 0. ``sub_centres``, ``s``, ``margin_from``,
     ``margin_to``: sub-centre ArcFace; the margin (radians) rises over the first half of stage 2. ``balance``: 0
     samples pictures alike, 1 SKUs alike. ``serve``: "features", "head" or "measure". ``val_views``: reference views
     per SKU when validating.
@@ -53,6 +53,7 @@ class Recipe:
     seed: int = 0
     scale_from: float = 0.57
     scale_to: float = 1.0
+    size: int = 0
     embedding: int = 256
     dropout: float = 0.2
     sub_centres: int = 3
@@ -79,6 +80,7 @@ class Recipe:
         _within("recipe", self, s=(1, 256), margin_from=(0, 1.5), margin_to=(0, 1.5), lr_head=(0, 1), lr_conv=(0, 1))
         _within("recipe", self, lr_transformer=(0, 1), layer_decay=(0.01, 1), weight_decay=(0, 1), warmup=(0, 0.9))
         _within("recipe", self, clip=(1e-3, 1e6), ema=(0, 0.99999), balance=(0, 1), val_views=(1, 1000))
+        _within("recipe", self, size=(0, 4096))
         _within("recipe", self, val_queries=(1, 10**7), seed=(0, 2**31 - 1))
         if self.serve not in ("features", "head", "measure"):
             raise ConfigError(f"recipe: serve is '{self.serve}'", "choose features, head or measure")

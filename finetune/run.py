@@ -27,13 +27,13 @@ from skumatch.embed import Pipeline
 from skumatch.errors import ArtefactError, ConfigError, DataError
 from skumatch.finetune.data import Split, split_rows
 from skumatch.finetune.recipe import Recipe, recipe_from
+from skumatch.finetune.schedule import Schedule
 from skumatch.finetune.state import TrainState, write_history
 from skumatch.finetune.trainer import Reporter, Silent, Trainer, never
 from skumatch.finetune.validate import LAYERS, choose_layer
 from skumatch.model import finite, save_bundle
 from skumatch.runtime.torch import HEAD, make_spec, pick_device
 from skumatch.spec import Spec
-from skumatch.towers.base import Tower
 from skumatch.towers.build import ModelSource, build
 
 RUN = "run.json"
@@ -73,21 +73,20 @@ def finetune(
 ) -> Outcome:
     """Fine-tune and publish the model in ``job.out``.
 
-    ``resume`` continues the newest unfinished run with the recipe it was started with. When ``should_stop`` turns
+    ``resume`` continues the newest unfinished run, whose recipe (``recorded_recipe``) must be the job's. When ``should_stop`` turns
     true, the averaged weights so far are published and the run stays resumable. Raises SkumatchError.
     """
     pick_device(job.device)
-    if resume:
-        folder = unfinished(job.out)
-        job = replace(job, recipe=recorded_recipe(folder))
+    folder = unfinished(job.out) if resume else None
     split = split_rows(job.dataset, job.recipe)
     tower = build(replace(job.source, seed=job.recipe.seed))
     spec = make_spec(tower)
     start = _start_facts(job, split, spec)
-    if resume:
+    if folder is not None:
         _require_same(folder, start)
     else:
         folder = _new_run(job.out, start)
+    Schedule(job.recipe, 1).size(0, spec.size, tower.resizable)  # refuse an impossible size before anything starts
     state = TrainState(tower, len(split.skus), job.recipe, pick_device(job.device))
     state.restore(folder / "checkpoints")
     trainer = Trainer(tower, spec, split, state, job.pipeline, reporter or Silent(), should_stop)
@@ -109,7 +108,7 @@ def _publish(job: Job, folder: Path, trainer: Trainer, finished: bool) -> Outcom
         state.take_best()
     validation = trainer.validate()
     layer = choose_layer(job.recipe.serve, validation)
-    averaged: nn.Module = state.average["image"]  # type: ignore[assignment]
+    averaged: nn.Module = state.average["image"]
     state.image.load_state_dict(averaged.state_dict())
     head = state.average["head"] if layer == HEAD else None
     spec = make_spec(tower, head)  # type: ignore[arg-type]
@@ -207,6 +206,8 @@ def _new_run(out: Path, start: dict[str, Any]) -> Path:
 
 def _require_same(folder: Path, start: dict[str, Any]) -> None:
     before = json.loads((folder / RUN).read_text())
+    if before["recipe"] != start["recipe"]:
+        raise ConfigError(f"{folder} was started with another recipe", "leave out --resume to start anew")
     if before["rows"] != start["rows"]:
         raise DataError(f"the pictures changed since {folder} was started", "leave out --resume to start anew")
     if before["encoder"] != start["encoder"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from skumatch.errors import ConfigError
 from skumatch.finetune.recipe import Recipe
 
 GRID = 32  # picture sizes are multiples of this: the stride of most convolution nets
@@ -47,9 +48,14 @@ class Schedule:
         return self.recipe.margin_from + share * (self.recipe.margin_to - self.recipe.margin_from)
 
     def size(self, epoch: int, full: int, resizable: bool) -> int:
-        """Return the side of training pictures in ``epoch``; the encoder's own where it cannot take another."""
-        if not resizable:
-            return full
+        """Return the side of training pictures in ``epoch``; the encoder's own where it cannot take another.
+
+        Raises ConfigError when the recipe asks such an encoder for another size.
+        """
+        if not resizable and self.recipe.size not in (0, full):
+            raise ConfigError(f"this encoder takes {full} px only", "leave out --size")
+        if not resizable or self.recipe.size:
+            return self.recipe.size or full
         share = max(0, epoch - self.recipe.head_epochs) / max(1, self.recipe.epochs - 1)
         scale = self.recipe.scale_from + share * (self.recipe.scale_to - self.recipe.scale_from)
         return max(GRID, round(full * scale / GRID) * GRID)

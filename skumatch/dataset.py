@@ -83,7 +83,9 @@ class Dataset:
         keys = [*BUILT_IN_KEYS, *sorted({key for row in self.rows for key in row.extra})]
         for key in filters:
             if key not in keys:
-                raise DataError(f"{self.root} has no column '{key}' to filter on", f"its columns are: {', '.join(keys)}")
+                raise DataError(
+                    f"{self.root} has no column '{key}' to filter on", f"its columns are: {', '.join(keys)}"
+                )
         rows = tuple(row for row in self.rows if all(row.value(key) == value for key, value in filters.items()))
         if not rows:
             asked = ", ".join(f"{key}={value}" for key, value in filters.items())

@@ -76,8 +76,10 @@ def fit(scores: Vectors, right: NDArray[np.bool_]) -> Thresholds | None:
     if not right.any():
         return None
     order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
     precision = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    enough = np.flatnonzero(precision >= PRECISION)
-    accept = float(scores[order[enough[-1]]]) if len(enough) else float(scores.max())
+    complete = np.append(ranked[1:] < ranked[:-1], True)  # a threshold cannot split answers of equal score
+    enough = np.flatnonzero((precision >= PRECISION) & complete)
+    accept = float(ranked[enough[-1]]) if len(enough) else float(scores.max())
     unknown = float(np.quantile(scores[right], MISSED))
     return Thresholds(accept, min(unknown, accept), len(scores))

@@ -18,7 +18,7 @@ import numpy as np
 
 from skumatch import images
 from skumatch.encoder import Encoder
-from skumatch.errors import ImageError
+from skumatch.errors import ConfigError, ImageError
 from skumatch.spec import Ids, Image, Pixels, Vectors
 
 Source = Path | str | bytes | Image
@@ -67,6 +67,13 @@ class Pipeline:
     batch: int = BATCH
     workers: int = 0
     max_pixels: int = images.DEFAULT_MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.workers < 0 or self.max_pixels < 1:
+            raise ConfigError(
+                f"batch {self.batch}, workers {self.workers} or max_pixels {self.max_pixels} is out of range",
+                "give at least 1, 0 and 1",
+            )
 
     def embed(
         self,

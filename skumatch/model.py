@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from skumatch import artefact
 from skumatch.errors import ArtefactError, ModelError
-from skumatch.spec import Spec
+from skumatch.spec import Spec, preprocess_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,7 +52,7 @@ class Bundle:
         if len(lacking) > len(image_only):
             raise ModelError(f"{self.folder} lacks the weights {lacking[0]}", "train or export it again")
         tower.model.load_state_dict(state, strict=False)
-        tower.preprocess = self.spec
+        tower.preprocess = preprocess_of(self.spec)
         tower.report = LoadReport(str(self.folder))
         if not self.document["text"]:
             tower.text = None

@@ -25,9 +25,10 @@ Pattern = Literal["plain", "stripes", "dots", "rays", "waves", "split", "checks"
 Badge = Literal["plate", "pill"]
 
 FAMILY = 5
-# How often a family has a pack that differs from its first by band colour, word, size text, or word and band together.
-# Small size text is by far the hardest to see at 96 pixels: a shelf full of such pairs would measure little else.
-NEAR_ODDS = (0.40, 0.27, 0.15, 0.18)
+# By what the last two packs of a family differ from its first: the band's colour, the flavour word, word and band, or
+# the size text. Families take these in turn. Size text is by far the hardest to see at 96 pixels: one pair in thirty
+# SKUs (and two by word), for a shelf full of them would measure little else.
+NEAR = (("band", "word"), ("band", "both"), ("band", "size"), ("word", "both"), ("band", "both"), ("band", "both"))
 ARRANGEMENTS = 5  # ways to place words, band and emblem on a pack: skumatch.synth_pack knows them
 
 # Syllables of fixed length, sliced by number: 3 letters, none or 2, then 2.
@@ -140,7 +141,8 @@ def _families(seed: int) -> Iterator[Pack]:
     while math.gcd(step, BRANDS) != 1:
         step += 1
     for number in range(BRANDS):
-        yield from _family(_brand_name((offset + step * number) % BRANDS), np.random.default_rng([seed, 1, number]))
+        brand = _brand_name((offset + step * number) % BRANDS)
+        yield from _family(brand, NEAR[number % len(NEAR)], np.random.default_rng([seed, 1, number]))
 
 
 def _brand_name(number: int) -> str:
@@ -150,22 +152,22 @@ def _brand_name(number: int) -> str:
     return (FIRSTS[3 * first :][:3] + MIDDLES[middle] + LASTS[2 * last :][:2]).capitalize()
 
 
-def _family(brand: str, rng: np.random.Generator) -> list[Pack]:
+def _family(brand: str, kinds: tuple[str, str], rng: np.random.Generator) -> list[Pack]:
     """Three flavours, each with its own band colour, then two packs that are near to the first."""
     category = CATEGORIES[rng.integers(len(CATEGORIES))]
     look = _look(category, rng)
     bands = _bands(look, rng)
     words = [category.flavours[i] for i in rng.permutation(len(category.flavours))]
+    words[3:] = sorted(words[3:], key=lambda word: -abs(len(word) - len(words[0])))  # Nut and Oat look too alike
     size, other_size = category.sizes
     variants = [(words[i], words[i], size, bands[i]) for i in range(FAMILY - 2)]
     near = {
         "band": (words[0], f"{words[0]} {bands[3]}", size, bands[3]),
         "word": (words[3], words[3], size, bands[0]),
         "size": (words[0], words[0], other_size, bands[0]),
-        "both": (words[4], words[4], size, bands[3]),
+        "both": (words[4], words[4], size, bands[4]),
     }
-    kinds = rng.choice(list(near), 2, replace=False, p=NEAR_ODDS)
-    variants += [near[str(kind)] for kind in kinds]
+    variants += [near[kind] for kind in kinds]
     return [_pack(brand, category, look, variant) for variant in variants]
 
 
@@ -199,7 +201,7 @@ def _tinted(colour: Colour, rng: np.random.Generator) -> Colour:
 
 
 def _bands(look: Look, rng: np.random.Generator) -> list[str]:
-    """Return four palette names that stand apart from the ground and, while the palette lasts, from each other."""
+    """Return ``FAMILY`` palette names that stand apart from the ground and, while the palette lasts, from each other."""
     names = [str(name) for name in rng.permutation(sorted(PALETTE))]
     for apart in (150, 120, 90, 60, 0):
         chosen: list[str] = []
@@ -207,9 +209,9 @@ def _bands(look: Look, rng: np.random.Generator) -> list[str]:
             others = [look.ground, *(PALETTE[c] for c in chosen)]
             if min(distance(PALETTE[name], other) for other in others) >= apart:
                 chosen.append(name)
-        if len(chosen) >= FAMILY - 1:
+        if len(chosen) >= FAMILY:
             break
-    return chosen[: FAMILY - 1]
+    return chosen[:FAMILY]
 
 
 def distance(a: Colour, b: Colour) -> float:

@@ -6,6 +6,7 @@ Scaling to mean and std happens inside the network. It knows nothing about files
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,7 +81,7 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = wanted.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", wanted):
         raise DeviceError(f"unknown device '{wanted}'", "choose auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise DeviceError("device cuda was asked for but torch sees no usable GPU", "see `skumatch doctor`, or use cpu")
@@ -112,8 +113,13 @@ class TorchEncoder:
         side = self.spec.size
         if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side) or pixels.dtype != np.uint8:
             raise ModelError(f"pixels are {pixels.dtype} {pixels.shape}", f"give uint8 (N, 3, {side}, {side})")
+        if not len(pixels):
+            return np.empty((0, self.spec.dim), np.float32)  # not every network takes an empty batch
         with torch.inference_mode():
-            batch = torch.from_numpy(pixels).to(self.device, memory_format=self.format)
+            # torch shares the array's memory: it warns about one that is read-only and refuses negative strides.
+            batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(
+                self.device, memory_format=self.format
+            )
             vectors: Vectors = self.network(batch).cpu().numpy()
         return vectors
 

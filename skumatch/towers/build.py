@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from skumatch.errors import ModelError, nearest
 from skumatch.spec import Preprocess, ResizeMode
@@ -64,7 +64,31 @@ def build(source: ModelSource) -> Tower:
     return tower
 
 
-def override(published: Preprocess, source: ModelSource) -> Preprocess:
+class Overrides(Protocol):
+    """Settings that replace an encoder's published preprocessing; None keeps it."""
+
+    @property
+    def resize(self) -> str | None: ...
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def crop_pct(self) -> float | None: ...
+
+
+def check_name(name: str) -> None:
+    """Raise ModelError, naming the nearest, when no such encoder can exist. Builds and fetches nothing."""
+    library, identifier = split_name(name)
+    if library == "open_clip":
+        from skumatch.towers import open_clip
+
+        open_clip.find(identifier)
+    elif library == "timm":
+        from skumatch.towers import timm
+
+        timm.require(identifier)
+
+
+def override(published: Preprocess, source: Overrides) -> Preprocess:
     """Return ``published`` with what ``source`` sets; a crop_pct asks for resize mode crop."""
     changes: dict[str, Any] = {}
     if source.size:

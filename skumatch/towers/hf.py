@@ -52,11 +52,33 @@ def load(identifier: str, weights: Path | None, random_init: bool, size: int | N
     if random_init:
         return tower
     source = weights or _weights(identifier)
-    state = load_state(source)
+    state = _current_names(tower.model, load_state(source))
     tower.report = fit_state(tower.model, state, image_keys(tower.model, tower.image), str(source))
     if any(key.startswith(("text_model.", "text_projection.")) for key in tower.report.missing):
         tower.text = None
     return tower
+
+
+def _current_names(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``state`` under the names that this version of transformers uses: published files keep older ones."""
+    if set(model.state_dict()) <= set(state):
+        return state
+    from transformers.utils import logging as noise
+
+    bar, level = noise.is_progress_bar_enabled(), noise.get_verbosity()
+    noise.disable_progress_bar()
+    noise.set_verbosity_error()
+    try:
+        loaded, info = type(model).from_pretrained(
+            None, config=model.config, state_dict=dict(state), output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    finally:
+        noise.set_verbosity(level)
+        if bar:
+            noise.enable_progress_bar()
+    invented = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    found = {key: tensor for key, tensor in loaded.state_dict().items() if key not in invented}
+    return {**found, **{key: state[key] for key in info["unexpected_keys"] if key in state}}
 
 
 def _weights(identifier: str) -> Path:

@@ -26,6 +26,22 @@ def load(identifier: str, weights: Path | None, random_init: bool, size: int | N
 
     Raises ModelError for unknown names or unfit weights, HubError when published weights are not to be had.
     """
+    name, tag, config, published = find(identifier)
+    if size:
+        config["vision_cfg"]["image_size"] = size
+    if published.get("quick_gelu"):
+        config["quick_gelu"] = True
+    tokenizer = _hub_tokenizer(config)
+    architecture = {"library": "open_clip", "model": identifier, "config": config, "preprocess": _published(published)}
+    source = None if random_init else weights or _fetch(name, tag, published)
+    tower = rebuild(architecture, tokenizer)
+    if source is not None:
+        _load_weights(tower, source)
+    return tower
+
+
+def find(identifier: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+    """Return (model, tag, its configuration, the tag's settings). Raises ModelError, naming the nearest."""
     import open_clip
 
     open_clip.add_model_config(CONFIGS)
@@ -38,17 +54,7 @@ def load(identifier: str, weights: Path | None, random_init: bool, size: int | N
     if tag and not published:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ModelError(f"open_clip has no weights '{tag}' for '{name}'", f"its weights are: {tags}")
-    if size:
-        config["vision_cfg"]["image_size"] = size
-    if published.get("quick_gelu"):
-        config["quick_gelu"] = True
-    tokenizer = _hub_tokenizer(config)
-    architecture = {"library": "open_clip", "model": identifier, "config": config, "preprocess": _published(published)}
-    source = None if random_init else weights or _fetch(name, tag, published)
-    tower = rebuild(architecture, tokenizer)
-    if source is not None:
-        _load_weights(tower, source)
-    return tower
+    return name, tag, config, published
 
 
 def _published(tag: dict[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,7 @@ def load(identifier: str, weights: Path | None, random_init: bool, size: int | N
 
     ``size`` changes the network's own image size where it has a fixed one. Raises ModelError or HubError.
     """
-    import timm
-
-    if not timm.is_model(identifier):
-        near = nearest(identifier, list(timm.list_models()))
-        raise ModelError(f"timm has no model '{identifier}'", f"nearest names are: {near or 'none similar'}")
+    require(identifier)
     tower = rebuild({"library": "timm", "model": identifier, "size": size})
     if random_init:
         return tower
@@ -29,6 +25,15 @@ def load(identifier: str, weights: Path | None, random_init: bool, size: int | N
     state = load_state(weights)
     tower.report = fit_state(tower.model, state, image_keys(tower.model, tower.image), str(weights))
     return tower
+
+
+def require(identifier: str) -> None:
+    """Raise ModelError, naming the nearest, when timm has no such model."""
+    import timm
+
+    if not timm.is_model(identifier):
+        near = nearest(identifier, list(timm.list_models()))
+        raise ModelError(f"timm has no model '{identifier}'", f"nearest names are: {near or 'none similar'}")
 
 
 def _published(tower: Tower, identifier: str, size: int | None) -> Tower:

@@ -1,0 +1,91 @@
+"""The ``skumatch`` command: assembles the commands and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 done but a gate failed, 2 error, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+import skumatch
+from skumatch.cli import data, gallery
+from skumatch.cli.demo import demo
+from skumatch.cli.doctor import doctor
+from skumatch.cli.eval import evaluate
+from skumatch.cli.finetune import finetune
+from skumatch.cli.init import init
+from skumatch.cli.match import match
+from skumatch.cli.synth import synth
+from skumatch.errors import SkumatchError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Recognise which SKU a noisy crop of a shop shelf shows.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"skumatch {skumatch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
+) -> None:
+    """Recognise which SKU a noisy crop of a shop shelf shows."""
+
+
+data.app.command("synth")(synth)
+app.command()(init)
+app.command()(finetune)
+app.command("eval")(evaluate)
+app.command()(match)
+app.add_typer(gallery.app, name="gallery")
+app.add_typer(data.app, name="data")
+app.command()(demo)
+app.command()(doctor)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    debug = "--debug" in sys.argv[1:]
+    if debug:
+        sys.argv.remove("--debug")
+    sys.exit(_run(debug))
+
+
+def _run(debug: bool) -> int:
+    try:
+        app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 2
+    except SkumatchError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        return 2
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout is gone (`| head`): nothing is left to say, and Python must not flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    main()

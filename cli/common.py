@@ -1,0 +1,99 @@
+"""What several commands share: options, the progress bar, and choosing encoder and pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from skumatch.embed import Pipeline, Progress
+    from skumatch.runtime.torch import TorchEncoder
+    from skumatch.workspace import Workspace
+
+Where = Annotated[
+    list[str] | None, typer.Option("--where", metavar="KEY=VALUE", help="Only rows like this; repeatable.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="the workspace's")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="DIR|SPEC", help="Model folder or name such as open_clip:ViT-B-32/openai."),
+]
+GalleryOption = Annotated[
+    Path | None, typer.Option("--gallery", help="Gallery folder.", show_default="the workspace's")
+]
+
+
+def note(text: str) -> None:
+    """Print a line for a person on stderr."""
+    typer.echo(text, err=True)
+
+
+def here() -> Workspace:
+    """Return the workspace of the current folder. Raises ConfigError."""
+    from skumatch.workspace import Workspace
+
+    return Workspace.find(Path.cwd())
+
+
+def workspace_or_none() -> Workspace | None:
+    """Return the workspace of the current folder, None where there is none; an invalid one is an error."""
+    from skumatch.workspace import CONFIG, Workspace
+
+    start = Path.cwd()
+    found = any((folder / CONFIG).is_file() for folder in (start, *start.parents))
+    return Workspace.find(start) if found else None
+
+
+def pipeline_of(workspace: Workspace | None) -> Pipeline:
+    """Return the pipeline that the workspace's ``[runtime]`` asks for."""
+    from skumatch.embed import Pipeline
+
+    if workspace is None:
+        return Pipeline()
+    runtime = workspace.runtime
+    return Pipeline(runtime.batch, runtime.workers, runtime.max_pixels)
+
+
+def encoder_of(workspace: Workspace | None, model: str | None, device: str | None) -> TorchEncoder:
+    """Open ``model``, else the workspace's fine-tuned model, else its configured encoder; say which."""
+    from skumatch.encoder import open_encoder
+    from skumatch.errors import ConfigError
+
+    wanted = device or (workspace.runtime.device if workspace else "auto")
+    if model is None and workspace is None:
+        raise ConfigError("no workspace here and no --model", "run `skumatch init --data PATH`, or give --model")
+    encoder = open_encoder(model or workspace.best_model(), wanted)  # type: ignore[union-attr]
+    for line in encoder.tower.report.lines():
+        note(line)
+    note(f"model {encoder.spec.name} ({encoder.tower.report.source}), layer {encoder.spec.layer}, on {encoder.device}")
+    return encoder
+
+
+@contextmanager
+def progress_bar(what: str, total: int | None) -> Iterator[Progress]:
+    """Show a bar with count, rate and time left on stderr while the block runs."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, rate="")
+
+        def advance(done: int) -> None:
+            bar.advance(task, done)
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:.0f}/s" if speed else "")
+
+        yield advance
+
+
+def report_failures(failures: list[str], what: str) -> None:
+    """Print up to five unreadable files and how many there were."""
+    for failure in failures[:5]:
+        note(f"unreadable: {failure}")
+    if failures:
+        note(f"{len(failures)} {what} could not be read and were left out")

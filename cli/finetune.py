@@ -1,0 +1,153 @@
+"""``skumatch finetune``: adapt the workspace's encoder to its pictures."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from skumatch.cli.common import Device, Where, here, note, pipeline_of, report_failures
+
+if TYPE_CHECKING:
+    from skumatch.finetune.recipe import Recipe
+    from skumatch.finetune.run import Job, Outcome
+    from skumatch.finetune.trainer import Reporter
+
+
+def finetune(
+    recipe: Annotated[str | None, typer.Option(help="Recipe name or TOML file.", show_default="default")] = None,
+    where: Where = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of the whole network.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the training pictures throughout.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same weights.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Model store.", show_default="models/ in the workspace")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted fine-tune.")] = False,
+    device: Device = None,
+) -> None:
+    """Fine-tune on the split train, validate each epoch, publish the best model.
+
+    Ctrl-C publishes what there is; --resume goes on from there.
+    """
+    asked = {"name": recipe, "epochs": epochs, "size": size, "seed": seed}
+    job = _job(asked, where or [], out, device)
+    if resume:
+        job = replace(job, recipe=_resumed(job.out, asked))
+    outcome = train(job, resume)
+    report_failures(list(outcome.failures), "training pictures")
+    _say(outcome, job)
+    if outcome.interrupted:
+        raise typer.Exit(130)
+
+
+def _resumed(out: Path, asked: dict[str, Any]) -> Recipe:
+    """Return the interrupted run's recipe; what was asked for on the command line must agree with it."""
+    from skumatch.errors import ConfigError
+    from skumatch.finetune.run import recorded_recipe, unfinished
+
+    recipe = recorded_recipe(unfinished(out))
+    for key, value in asked.items():
+        if value is not None and value != getattr(recipe, key):
+            said = f"the interrupted run has {key} {getattr(recipe, key)}, not {value}"
+            raise ConfigError(said, "leave it out, or leave out --resume to start anew")
+    return recipe
+
+
+def _job(asked: dict[str, Any], where: list[str], out: Path | None, device: str | None) -> Job:
+    from skumatch.dataset import parse_filters
+    from skumatch.finetune.recipe import load_recipe
+    from skumatch.finetune.run import Job
+    from skumatch.workspace import require_pairs
+
+    workspace = here()
+    filters = parse_filters(where)
+    dataset = workspace.open_dataset(filters)
+    require_pairs(dataset)
+    return Job(
+        dataset=dataset,
+        source=workspace.source(),
+        recipe=load_recipe(asked["name"] or "default", **{k: v for k, v in asked.items() if k != "name"}),
+        out=out or workspace.models,
+        device=device or workspace.runtime.device,
+        pipeline=pipeline_of(workspace),
+        facts={"where": filters, "settings": workspace.resolved()},
+    )
+
+
+def train(job: Job, resume: bool = False) -> Outcome:
+    """Run a fine-tune with a progress bar; the first Ctrl-C asks it to stop cleanly, the second ends it."""
+    from skumatch.finetune.run import finetune as run
+
+    with progress_reporter() as reporter, stop_on_signal() as should_stop:
+        return run(job, resume, reporter, should_stop)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGINT or SIGTERM came; a second signal interrupts at once."""
+    asked: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        note("stopping after this step; once more to stop at once")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def progress_reporter() -> Iterator[Reporter]:
+    """Yield a Reporter that shows steps, loss, rate, time left and each epoch's validation on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        yield _Bar(bar)
+
+
+class _Bar:
+    """A Reporter on a rich progress bar."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+        self.task = bar.add_task("training", total=None, now="")
+
+    def begin(self, steps: int, done: int) -> None:
+        self.bar.update(self.task, total=steps, completed=done)
+
+    def step(self, loss: float, images: int) -> None:
+        self.bar.advance(self.task)
+        speed = self.bar.tasks[0].speed
+        rate = f", {speed * images:.0f} images/s" if speed else ""
+        self.bar.update(self.task, now=f"loss {loss:.2f}{rate}")
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        found = ", ".join(f"{layer} {value:.1%}" for layer, value in record["val_top1"].items() if value is not None)
+        self.bar.console.print(
+            f"epoch {record['epoch']}/{record['of']}: {record['size']} px, loss {record['loss'] or 0:.3f}, "
+            f"{record['images_per_s']:.0f} images/s, validation top-1: {found or 'no pictures'}",
+            highlight=False,
+        )
+
+
+def _say(outcome: Outcome, job: Job) -> None:
+    from skumatch.model import open_bundle
+
+    reason = open_bundle(outcome.folder).document["layer_reason"]
+    note(f"serving the {outcome.spec.layer}: {reason}")
+    state = "stopped early; " if outcome.interrupted else ""
+    if not outcome.current:
+        state += "the finished model stays in use; "
+    then = "skumatch finetune --resume" if outcome.interrupted else "skumatch eval, skumatch match CROPS"
+    typer.echo(f"wrote {outcome.folder} - {state}next: {then}")

@@ -1,0 +1,150 @@
+"""``skumatch match``: which SKU does each crop show."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from skumatch.cli.common import (
+    Device,
+    GalleryOption,
+    ModelOption,
+    encoder_of,
+    note,
+    pipeline_of,
+    progress_bar,
+    report_failures,
+    workspace_or_none,
+)
+
+if TYPE_CHECKING:
+    from skumatch.encoder import Encoder
+    from skumatch.gallery import Gallery
+    from skumatch.match import CropMatches, Matcher
+    from skumatch.page import PageRow
+    from skumatch.workspace import Workspace
+
+
+def match(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, folders, globs; - reads a list.")],
+    topk: Annotated[int, typer.Option(min=1, help="SKUs per crop.")] = 5,
+    model: ModelOption = None,
+    gallery: GalleryOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="FILE.csv, .jsonl or .parquet.", show_default="CSV on stdout")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Page with each crop beside its best views.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
+    device: Device = None,
+) -> None:
+    """Match crops to the SKUs of the gallery; builds it from the workspace's data if there is none yet."""
+    from skumatch.match import Matcher
+    from skumatch.results import ResultFile
+
+    workspace = workspace_or_none()
+    if out is not None:
+        ResultFile(out)  # refuse a wrong suffix before any work
+    total = None if "-" in paths else _count(paths)
+    encoder = encoder_of(workspace, model, device)
+    matcher = Matcher(encoder, _gallery(workspace, gallery, encoder), pipeline_of(workspace))
+    decisions = run(matcher, paths, total, topk, out, html, as_json)
+    said = ", ".join(f"{count:,} {decision}" for decision, count in sorted(decisions.items()))
+    note(f"matched {sum(decisions.values()):,} crops: {said}")
+    for path in (out, html):
+        if path is not None:
+            note(f"wrote {path}")
+
+
+def run(
+    matcher: Matcher,
+    paths: list[str],
+    total: int | None,
+    topk: int,
+    out: Path | None,
+    html: Path | None,
+    as_json: bool = False,
+) -> Counter[str]:
+    """Stream crops through ``matcher`` into the results and the page; return the number of crops per decision."""
+    from skumatch.page import PageWriter
+    from skumatch.results import CsvWriter, JsonWriter, ResultFile, Writer, records
+
+    decisions: Counter[str] = Counter()
+    facts = {
+        "model": matcher.encoder.spec.name,
+        "gallery": f"{len(matcher.gallery):,} views, {matcher.gallery.version}",
+    }
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_bar("matching", total))
+        page = stack.enter_context(PageWriter(html, "Matched crops", facts)) if html else None
+        writers: list[Writer | ResultFile] = [stack.enter_context(ResultFile(out))] if out else []
+        if as_json or out is None:
+            writers.append((JsonWriter if as_json else CsvWriter)(sys.stdout))
+        for found in matcher.stream(_crops(paths), topk, progress):
+            decisions[found.decision] += 1
+            for writer in writers:
+                writer.write(records(found))
+            if page is not None:
+                page.add(_page_row(found, matcher.gallery, shown=sum(decisions.values()) <= page.limit))
+    return decisions
+
+
+def _count(paths: list[str]) -> int:
+    from skumatch.crops import count
+
+    return count(paths)
+
+
+def _crops(paths: list[str]) -> Iterator[Path]:
+    from skumatch.crops import expand
+
+    for path in paths:
+        if path == "-":
+            yield from expand(line for line in (raw.rstrip("\r\n") for raw in sys.stdin) if line)
+        else:
+            yield from expand([path])
+
+
+def _page_row(found: CropMatches, gallery: Gallery, shown: bool) -> PageRow:
+    """Return the page's row; pictures only where the page will show them."""
+    from skumatch.images import thumbnail
+    from skumatch.page import PageRow, PageView
+
+    readable = shown and found.error is None and isinstance(found.crop, Path)
+    picture = thumbnail(found.crop) if readable else None  # type: ignore[arg-type]
+    views = [PageView(m.sku, m.score, gallery.thumb(m.view) if shown else None, m.source) for m in found.matches]
+    return PageRow(str(found.crop), picture, found.decision, views, found.error.what if found.error else "")
+
+
+def _gallery(workspace: Workspace | None, asked: Path | None, encoder: Encoder) -> Gallery:
+    """Open the gallery; build it from the workspace's data where the workspace has none yet."""
+    from skumatch.errors import GalleryError
+    from skumatch.gallery import open_gallery
+
+    if asked is not None or workspace is None:
+        if asked is None:
+            raise GalleryError(
+                "no workspace here and no --gallery", "run `skumatch init --data PATH`, or give --gallery"
+            )
+        return open_gallery(asked)
+    if (workspace.gallery_path / "CURRENT").exists():
+        return open_gallery(workspace.gallery_path)
+    return build_from(workspace, encoder, workspace.gallery_path, {})
+
+
+def build_from(workspace: Workspace, encoder: Encoder, store: Path, filters: dict[str, str]) -> Gallery:
+    """Build a gallery from the workspace's gallery split and say so."""
+    from skumatch.enrol import build_gallery
+
+    dataset = workspace.open_dataset(filters)
+    rows = dataset.split(dataset.gallery_split).rows
+    note(f"building the gallery {store} from split {dataset.gallery_split}: {len(rows):,} views")
+    with progress_bar("gallery", len(rows)) as progress:
+        enrolled = build_gallery(store, rows, encoder, pipeline_of(workspace), progress)
+    report_failures([str(error) for error in enrolled.failures], "views")
+    return enrolled.gallery

@@ -1,0 +1,99 @@
+"""Fakes and small data for all tests: an encoder without a network, a data set of coloured patterns, no hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from skumatch.encoder import Encoder
+from skumatch.spec import Pixels, Spec, Vectors
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is first imported
+SIZE, DIM = 64, 32
+
+
+class FakeEncoder:
+    """Pools pixels to 4 x 4 and projects them at random: pictures that look alike get similar vectors."""
+
+    def __init__(self, seed: int = 0) -> None:
+        half = (0.5, 0.5, 0.5)
+        digest = f"{seed:064x}"
+        self.spec = Spec(
+            SIZE, half, half, "squash", 1.0, "bicubic", name="fake", dim=DIM, layer="features", digest=digest
+        )
+        self.projection = np.random.default_rng(seed).normal(size=(48, DIM))
+
+    def encode(self, pixels: Pixels) -> Vectors:
+        pooled = pixels.reshape(len(pixels), 3, 4, SIZE // 4, 4, SIZE // 4).mean(axis=(3, 5)).reshape(-1, 48) - 127.5
+        projected = pooled @ self.projection + 1e-6
+        return (projected / np.linalg.norm(projected, axis=1, keepdims=True)).astype(np.float32)
+
+
+def draw(sku: int, view: int) -> PILImage.Image:
+    """Draw one view of a made-up SKU: its 4 x 4 colour pattern, in another light and with noise."""
+    pattern = np.random.default_rng(1000 + sku).integers(20, 236, (4, 4, 3))
+    rng = np.random.default_rng((sku + 1) * 100 + view)
+    noisy = pattern.repeat(SIZE // 4, 0).repeat(SIZE // 4, 1) * rng.uniform(0.8, 1.1) + rng.normal(
+        0, 6, (SIZE, SIZE, 3)
+    )
+    return PILImage.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test off the hub and off the user's cache."""
+    monkeypatch.setenv("SKUMATCH_CACHE", str(tmp_path / "skumatch-cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def make_encoder() -> Callable[[int], Encoder]:
+    """Return a factory of fake encoders; another seed is another encoder with another digest."""
+    return FakeEncoder
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    """Return the fake encoder: 64 px in, 32 numbers out."""
+    return FakeEncoder()
+
+
+@pytest.fixture(scope="session")
+def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data set of 6 SKUs with 4 train and 2 test views of 64 px, as RP2K lays it out (do not write to it)."""
+    root = tmp_path_factory.mktemp("patterns")
+    for sku in range(6):
+        for view in range(6):
+            folder = root / ("train" if view < 4 else "test") / f"sku-{sku}"
+            folder.mkdir(parents=True, exist_ok=True)
+            draw(sku, view).save(folder / f"{view}.png")
+    return root
+
+
+@pytest.fixture
+def store(patterns: Path, tmp_path: Path) -> Path:
+    """Return a copy of ``patterns`` that the test may change."""
+    return Path(shutil.copytree(patterns, tmp_path / "store"))
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 1 MiB, where that is allowed."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+    except (OSError, AttributeError):
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
