@@ -48,13 +48,13 @@ def augment(canvas: Tensor, aspect: Tensor, u: Tensor, size: int, how: Augment) 
 def warp_grid(aspect: Tensor, u: Tensor, size: int, how: Augment) -> Tensor:
     """Return sampling positions (N, size, size, 2) in -1..1: random resized crop, rotation and perspective at once."""
     corners = _corners(aspect, u, how)
-    matrix = _homography(corners)
-    line = (torch.arange(size, device=u.device, dtype=u.dtype) + 0.5) * (2 / size) - 1
+    matrix = _homography(corners).float()
+    line = (torch.arange(size, device=u.device, dtype=torch.float32) + 0.5) * (2 / size) - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
     plane = torch.stack([x, y, torch.ones_like(x)], -1).view(1, -1, 3)
     mapped = plane @ matrix.transpose(1, 2)
     positions = mapped[..., :2] / mapped[..., 2:]
-    return positions.view(len(u), size, size, 2).float()
+    return positions.view(len(u), size, size, 2)
 
 
 def _corners(aspect: Tensor, u: Tensor, how: Augment) -> Tensor:

@@ -40,10 +40,10 @@ class Recipe:
     Stage 1 trains the head alone for ``head_epochs``; stage 2 everything for ``epochs``. ``lr_conv`` and
     ``lr_transformer``: learning rate of the last block of a convolution net or a transformer, falling by
     ``layer_decay`` per block towards the input. Pictures grow from ``scale_from`` to ``scale_to`` of the encoder's
-    own size over stage 2 (encoders with a fixed size keep it), or are ``size`` pixels throughout where it is not 0. ``sub_centres``, ``s``, ``margin_from``,
-    ``margin_to``: sub-centre ArcFace; the margin (radians) rises over the first half of stage 2. ``balance``: 0
-    samples pictures alike, 1 SKUs alike. ``serve``: "features", "head" or "measure". ``val_views``: reference views
-    per SKU when validating.
+    own size over stage 2 (encoders with a fixed size keep it), or are ``size`` pixels throughout where it is not 0.
+    ``sub_centres``, ``s``, ``margin_from``, ``margin_to``: sub-centre ArcFace; the margin (radians) rises over the
+    first half of stage 2. ``balance``: 0 samples pictures alike, 1 SKUs alike. ``serve``: "features", "head" or
+    "measure". ``val_views``: reference views per SKU when validating; ``val_queries``: queries at most.
     """
 
     name: str = "default"

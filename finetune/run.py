@@ -73,8 +73,9 @@ def finetune(
 ) -> Outcome:
     """Fine-tune and publish the model in ``job.out``.
 
-    ``resume`` continues the newest unfinished run, whose recipe (``recorded_recipe``) must be the job's. When ``should_stop`` turns
-    true, the averaged weights so far are published and the run stays resumable. Raises SkumatchError.
+    ``resume`` continues the newest unfinished run, whose recipe (``recorded_recipe``) must be the job's. When
+    ``should_stop`` turns true, the averaged weights so far are published and the run stays resumable.
+    Raises SkumatchError.
     """
     pick_device(job.device)
     folder = unfinished(job.out) if resume else None

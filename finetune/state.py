@@ -55,7 +55,7 @@ class TrainState:
         groups.append({"params": list(self.head.parameters()), "lr": recipe.lr_head})
         groups.append({"params": list(self.loss.parameters()), "lr": recipe.lr_head * 5, "weight_decay": 0.0})
         groups = [{**group, "base_lr": group["lr"]} for group in groups]
-        return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=self.device.type == "cuda")
+        return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)
 
     @property
     def image(self) -> nn.Module:
@@ -151,9 +151,7 @@ class TrainState:
         for position, parameter in enumerate(self.parameters()):
             state = _under(tensors, f"optimizer.{position}.")
             if state:
-                # AdamW counts steps on the CPU unless it is fused or capturable.
-                step = state["step"] if self.device.type == "cuda" else state["step"].cpu()
-                self.optimizer.state[parameter] = {**state, "step": step}
+                self.optimizer.state[parameter] = state
         self.epoch, self.step, self.updates = facts["epoch"], facts["step"], facts["updates"]
         self.history, self.best_score = facts["history"], facts["best_score"]
         return True

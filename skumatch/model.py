@@ -37,7 +37,7 @@ class Bundle:
         """Return (tower with the saved weights, served head or None, spec). Raises ModelError."""
         from torch import nn
 
-        from skumatch.towers.base import LoadReport, load_state
+        from skumatch.towers.base import LoadReport, image_keys, load_state
         from skumatch.towers.build import rebuild
 
         tower = rebuild(self.document["architecture"], self.folder)
@@ -47,9 +47,9 @@ class Bundle:
             weight = state.pop(f"{_HEAD}weight")
             head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
             head.weight.data.copy_(weight)
-        lacking = sorted(set(tower.model.state_dict()) - set(state))
-        image_only = [k for k in lacking if not self.document["text"] and not k.startswith("visual.")]
-        if len(lacking) > len(image_only):
+        needed = set(tower.model.state_dict()) if self.document["text"] else image_keys(tower.model, tower.image)
+        lacking = sorted(needed - set(state))
+        if lacking:
             raise ModelError(f"{self.folder} lacks the weights {lacking[0]}", "train or export it again")
         tower.model.load_state_dict(state, strict=False)
         tower.preprocess = preprocess_of(self.spec)

@@ -24,7 +24,7 @@ __all__ = ["NOISE", "Noise", "Pack", "design_packs", "neighbours_of", "render_cr
 
 QUALITY = (40, 90)  # JPEG quality of crops, both ends included
 STUDIO_QUALITY = 92
-STUDIO_WIDTH = 256
+STUDIO_WIDTH = 192  # as wide as the scene paints packs, so that one painting serves both
 AISLE = 60  # packs of the seed that any neighbour comes from, besides the SKU's own family
 COLUMNS = ("sku", "title", "brand", "flavour", "size")
 

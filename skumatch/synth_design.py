@@ -201,7 +201,7 @@ def _tinted(colour: Colour, rng: np.random.Generator) -> Colour:
 
 
 def _bands(look: Look, rng: np.random.Generator) -> list[str]:
-    """Return ``FAMILY`` palette names that stand apart from the ground and, while the palette lasts, from each other."""
+    """Return ``FAMILY`` palette names apart from the ground and, as far as the palette goes, from each other."""
     names = [str(name) for name in rng.permutation(sorted(PALETTE))]
     for apart in (150, 120, 90, 60, 0):
         chosen: list[str] = []

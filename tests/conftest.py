@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,3 +99,42 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with tiny random transformers models: clip (with a tokenizer), siglip and dinov2."""
+    import torch
+    import transformers as hf
+
+    root = tmp_path_factory.mktemp("hf")
+    common: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    vision = {**common, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    ends = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 0}
+    text = {**common, "num_attention_heads": 2, "vocab_size": 100, "max_position_embeddings": 8, **ends}
+    crop = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 36}}
+    squash = {"size": {"height": 32, "width": 32}}
+    torch.manual_seed(3)
+    made = {
+        "clip": (hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)), crop, 3),
+        "siglip": (hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=vision)), squash, 3),
+        "dinov2": (hf.Dinov2Model(hf.Dinov2Config(**vision)), crop, 2),
+    }
+    for name, (model, sizes, resample) in made.items():
+        model.save_pretrained(root / name)
+        how = {**sizes, "resample": resample, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+        (root / name / "preprocessor_config.json").write_text(json.dumps(how))
+    save_tokenizer(root / "clip")
+    return root
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write a tokenizer that knows four words."""
+    import transformers as hf
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "</s>", "red", "box", "blue", "tin"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "</s>"}
+    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)

@@ -126,7 +126,7 @@ def rebuild(architecture: dict[str, Any], tokenizer: Path | None = None) -> Towe
         model = AutoModel.from_config(made)
     except (KeyError, ValueError) as error:
         raise ModelError(f"transformers cannot build hf:{architecture['model']} ({error})", "update it") from error
-    model.eval()
+    model.float().eval()  # a config may ask for half precision, which only a device can decide
     image = PooledImage(model)
     vision = getattr(made, "vision_config", made)
     how = _preprocess(architecture["processor"], vision)

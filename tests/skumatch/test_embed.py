@@ -1,0 +1,146 @@
+"""The pipeline: in order whatever decodes first, bounded, errors in their place, no thread left behind."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from skumatch.embed import Pipeline, Source, cores, ordered_batches
+from skumatch.encoder import Encoder
+from skumatch.errors import ConfigError, ImageError
+from skumatch.images import load_pixels
+from skumatch.spec import Pixels, Vectors
+
+
+def pictures(root: Path) -> list[Source]:
+    return [*sorted(root.rglob("*.png"))]
+
+
+def wait_for_threads(before: int) -> None:
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+def test_order_is_kept_whatever_is_done_first() -> None:
+    chance = random.Random(0)
+    delays = [chance.random() * 0.02 for _ in range(50)]
+
+    def work(item: int) -> int:
+        time.sleep(delays[item])
+        return item * item
+
+    batches = list(ordered_batches(range(50), work, batch=8, workers=4))
+    assert [len(items) for items, _ in batches] == [8] * 6 + [2]
+    assert [item for items, _ in batches for item in items] == list(range(50))
+    assert [result for _, results in batches for result in results] == [i * i for i in range(50)]
+
+
+def test_at_most_three_batches_are_in_flight() -> None:
+    taken = delivered = most = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal taken, most
+        while True:
+            taken += 1
+            most = max(most, taken - delivered)
+            yield taken
+
+    stream = ordered_batches(endless(), lambda item: item, batch=5, workers=2)
+    for _ in range(20):
+        delivered += len(next(stream)[0])
+    assert most == 15
+
+
+def test_vectors_are_those_of_the_pictures(patterns: Path, encoder: Encoder) -> None:
+    paths = pictures(patterns)
+    batches = list(Pipeline(batch=7, workers=3).embed(paths, encoder))
+    assert [path for batch in batches for path in batch.sources] == paths
+    expected = encoder.encode(np.stack([load_pixels(path, encoder.spec) for path in sorted(patterns.rglob("*.png"))]))
+    assert np.allclose(np.concatenate([batch.vectors for batch in batches]), expected, atol=1e-6)
+
+
+def test_errors_stand_in_their_place_and_extras_beside_the_rest(store: Path, encoder: Encoder) -> None:
+    paths = pictures(store)[:10]
+    (store / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    paths[3:3] = [store / "broken.png"]
+    paths.append(store / "missing.jpg")
+    done: list[int] = []
+    seen: list[Source] = []
+    errors: list[ImageError | None] = []
+    for batch in Pipeline(batch=4).embed(paths, encoder, done.append, also=str):
+        assert batch.extras == [str(batch.sources[int(place)]) for place in batch.good]
+        assert batch.vectors.shape == (len(batch.good), encoder.spec.dim)
+        assert [error is None for error in batch.errors] == [i in batch.good for i in range(len(batch.sources))]
+        seen += batch.sources
+        errors += batch.errors
+    assert seen == paths and done == [4, 4, 4]
+    assert [i for i, error in enumerate(errors) if error] == [3, 11]
+    assert "broken.png" in str(errors[3]) and "missing.jpg" in str(errors[11])
+
+
+def test_a_batch_without_a_readable_picture(tmp_path: Path, encoder: Encoder) -> None:
+    (batch,) = Pipeline().embed([tmp_path / "a.jpg", b"", b"GIF89a"], encoder)
+    assert batch.vectors.shape == (0, encoder.spec.dim) and len(batch.good) == 0
+    assert all(isinstance(error, ImageError) for error in batch.errors)
+
+
+def test_no_pictures_no_batches(encoder: Encoder) -> None:
+    assert list(Pipeline().embed([], encoder)) == []
+
+
+def test_a_stream_given_up_midway_leaves_no_threads(patterns: Path, encoder: Encoder) -> None:
+    before = threading.active_count()
+    stream = Pipeline(batch=2, workers=4).embed(pictures(patterns), encoder)
+    next(stream)
+    assert threading.active_count() > before
+    del stream
+    wait_for_threads(before)
+
+
+class Failing:
+    """An encoder that gives up at its second batch."""
+
+    def __init__(self, real: Encoder) -> None:
+        self.spec = real.spec
+        self.real = real
+        self.calls = 0
+
+    def encode(self, pixels: Pixels) -> Vectors:
+        self.calls += 1
+        if self.calls == 2:
+            raise RuntimeError("out of memory")
+        return self.real.encode(pixels)
+
+
+def test_errors_that_are_no_image_errors_surface_and_leave_no_threads(patterns: Path, encoder: Encoder) -> None:
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(Pipeline(batch=2).embed(pictures(patterns), Failing(encoder)))
+
+    def broken() -> Iterator[Source]:
+        yield from pictures(patterns)[:3]
+        raise KeyError("listing failed")
+
+    with pytest.raises(KeyError, match="listing failed"):
+        list(Pipeline(batch=2).embed(broken(), encoder))
+    wait_for_threads(before)
+
+
+def test_the_pixel_limit_is_passed_on(patterns: Path, encoder: Encoder) -> None:
+    (batch,) = Pipeline(max_pixels=100).embed(pictures(patterns)[:2], encoder)
+    assert all("more than 100 pixels" in str(error) for error in batch.errors)
+
+
+def test_settings_that_would_drop_everything_are_refused() -> None:
+    for pipeline in ({"batch": 0}, {"workers": -1}, {"max_pixels": 0}):
+        with pytest.raises(ConfigError, match="out of range"):
+            Pipeline(**pipeline)
+    assert cores() >= 1
