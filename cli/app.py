@@ -10,11 +10,12 @@ import sys
 from typing import Annotated, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 import skumatch
 from skumatch.cli import data, gallery
 from skumatch.cli.demo import demo
-from skumatch.cli.doctor import doctor
+# doctor-import
 from skumatch.cli.eval import evaluate
 from skumatch.cli.finetune import finetune
 from skumatch.cli.init import init
@@ -54,7 +55,7 @@ app.command()(match)
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(data.app, name="data")
 app.command()(demo)
-app.command()(doctor)
+# doctor-command
 
 
 def main() -> NoReturn:
@@ -69,9 +70,13 @@ def main() -> NoReturn:
 
 def _run(debug: bool) -> int:
     try:
-        app()
+        code = app(prog_name="skumatch", standalone_mode=False)
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            return _reader_gone()  # typer turns it into exit code 1, which means a failed gate here
         return end.code if isinstance(end.code, int) else 2
+    except TyperException as error:
+        return _misused(error)
     except SkumatchError as error:
         if debug:
             raise
@@ -81,9 +86,22 @@ def _run(debug: bool) -> int:
         typer.echo("interrupted", err=True)
         return 130
     except BrokenPipeError:
-        # The reader of stdout is gone (`| head`): nothing is left to say, and Python must not flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _reader_gone()
+    return code if isinstance(code, int) else 0
+
+
+def _misused(error: TyperException) -> int:
+    """Say in one line what is wrong with the arguments. (Without any, typer has printed the help already.)"""
+    what = " ".join(error.format_message().split()).rstrip(".")
+    if what:
+        command = getattr(getattr(error, "ctx", None), "command_path", "skumatch")
+        typer.echo(f"error: {what} - see `{command} --help`", err=True)
+    return 2
+
+
+def _reader_gone() -> int:
+    """The reader of stdout is gone (`| head`): nothing is left to say, and Python must not flush at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
     return 0
 
 

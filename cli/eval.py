@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,33 +83,36 @@ def show(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    table = Table(
-        "",
-        title=f"{document['queries']:,} queries against {document['gallery_views']:,} views of "
-        f"{document['skus']:,} SKUs",
-        title_justify="left",
-    )
-    ks = list(document["topk"])
-    for k in ks:
-        table.add_column(f"top-{k}", justify="right")
-    for k in ks:
-        table.add_column(f"top-{k} views", justify="right")
-    rows = [("this model", document), *([("untouched", document["baseline"])] if "baseline" in document else [])]
-    for name, figures in rows:
-        cells = [_cell(figures["topk"][k], figures["ci95"][k]) for k in ks]
-        table.add_row(name, *cells, *(f"{100 * figures['topk_views'][k]:.1f}" for k in ks))
-    console.print(table)
-    console.print("Percent right, 95 % interval over SKUs in brackets; top-k counts distinct SKUs.", style="dim")
+    untouched = document.get("baseline")
+    table = Table("", box=None, pad_edge=False)
+    for column in ("right", "95 % interval", "by views", *(["untouched", "95 % interval"] if untouched else [])):
+        table.add_column(column, justify="right")
+    for k, value in document["topk"].items():
+        cells = [_percent(value), _interval(document["ci95"][k]), _percent(document["topk_views"][k])]
+        cells += [_percent(untouched["topk"][k]), _interval(untouched["ci95"][k])] if untouched else []
+        table.add_row(f"top-{k}", *cells)
+    gallery = f"{document['gallery_views']:,} views of {document['skus']:,} SKUs"
+    typer.echo(f"{document['queries']:,} queries against {gallery}; k counts distinct SKUs")
+    Console(highlight=False).print(table)
+    for line in _remarks(document):
+        typer.echo(line)
+
+
+def _remarks(document: dict[str, Any]) -> Iterator[str]:
+    """Yield what was left out or stands in the way, and the most confused pairs."""
     if document["leaks"]:
-        console.print(f"{document['leaks']} queries are byte for byte a gallery view: left out")
+        yield f"{document['leaks']} queries are byte for byte a gallery view: left out"
     if document["unreadable"]:
-        console.print(f"{document['unreadable']} pictures could not be read, first: {document['unreadable_files'][0]}")
+        yield f"{document['unreadable']} pictures could not be read, first: {document['unreadable_files'][0]}"
     if document["queries_without_gallery_view"]:
-        console.print(f"{document['queries_without_gallery_view']} queries show a SKU without any gallery view")
+        yield f"{document['queries_without_gallery_view']} queries show a SKU without any gallery view"
     for pair in document["confused"][:5]:
-        console.print(f"confused: {pair['shown']} taken for {pair['answered']} ({pair['queries']} times)", markup=False)
+        yield f"confused {pair['queries']} times: {pair['shown']} taken for {pair['answered']}"
 
 
-def _cell(value: float, interval: list[float]) -> str:
-    return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]".replace("[", "\\[")
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _interval(bounds: list[float]) -> str:
+    return f"{100 * bounds[0]:.1f} - {100 * bounds[1]:.1f}"

@@ -138,6 +138,7 @@ class _Bar:
             f"epoch {record['epoch']}/{record['of']}: {record['size']} px, loss {record['loss'] or 0:.3f}, "
             f"{record['images_per_s']:.0f} images/s, validation top-1: {found or 'no pictures'}",
             highlight=False,
+            soft_wrap=True,
         )
 
 

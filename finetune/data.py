@@ -104,8 +104,11 @@ class Canvases:
     max_pixels: int = images.DEFAULT_MAX_PIXELS
     failures: dict[Path, ImageError] = field(default_factory=dict)
 
-    def batches(self, order: Ids, epoch: int, size: int) -> Iterator[Batch]:
-        """Yield batches of the pictures at ``order`` for training at ``size`` pixels, in order."""
+    def batches(self, order: Ids, epoch: int, size: int) -> Iterator[Batch | None]:
+        """Yield batches of the pictures at ``order`` for training at ``size`` pixels, in order.
+
+        None stands for a batch with fewer than two readable pictures: batch statistics need two.
+        """
 
         def work(position: np.int64) -> tuple[NDArray[np.uint8], float, Draws] | ImageError:
             row = self.rows[int(position)]
@@ -123,13 +126,15 @@ class Canvases:
 
         for positions, decoded in ordered_batches(order, work, self.recipe.batch, self.workers):
             good = [(p, d) for p, d in zip(positions, decoded, strict=True) if not isinstance(d, ImageError)]
-            if good:
-                yield Batch(
-                    torch.from_numpy(np.stack([d[0] for _, d in good])),
-                    torch.tensor([d[1] for _, d in good], dtype=torch.float64),
-                    torch.from_numpy(np.stack([d[2] for _, d in good]).reshape(-1, DRAWS)),
-                    torch.from_numpy(self.labels[[int(p) for p, _ in good]]),
-                )
+            if len(good) < 2:
+                yield None
+                continue
+            yield Batch(
+                torch.from_numpy(np.stack([d[0] for _, d in good])),
+                torch.tensor([d[1] for _, d in good], dtype=torch.float64),
+                torch.from_numpy(np.stack([d[2] for _, d in good]).reshape(-1, DRAWS)),
+                torch.from_numpy(self.labels[[int(p) for p, _ in good]]),
+            )
 
 
 @dataclass(frozen=True)

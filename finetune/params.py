@@ -11,6 +11,8 @@ _BLOCK = re.compile(r"(?:^|\.)((?:blocks|resblocks|layers|layer|stages|h)\.?\d*(
 _LAST = re.compile(
     r"(?:^|\.)(proj|projection|head|norm|ln_post|post_layernorm|fc_norm|conv_head|bn2|attnpool|layernorm)(?:\.|$)"
 )
+_STEM = re.compile(r"(?:^|\.)(stem|patch_embed|embeddings)\.")  # holds a proj or norm of its own
+_PLAIN = re.compile(r"position|pos_embed|cls_token|class_embedding")
 
 
 def depths(image: nn.Module) -> dict[str, int]:
@@ -22,7 +24,7 @@ def depths(image: nn.Module) -> dict[str, int]:
         if block:
             found[name] = order.setdefault(name[: block.end(1)], len(order) + 1)
         else:
-            found[name] = None if _LAST.search(name) else 0
+            found[name] = None if _LAST.search(name) and not _STEM.search(name) else 0
     top = len(order) + 1
     return {name: top if depth is None else depth for name, depth in found.items()}
 
@@ -35,13 +37,13 @@ def is_transformer(image: nn.Module) -> bool:
 def parameter_groups(image: nn.Module, lr: float, decay: float, weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW groups: learning rate ``lr`` at the top, times ``decay`` per block downwards.
 
-    Norms, biases and single vectors get no weight decay.
+    Norms, biases, class tokens and positions get no weight decay.
     """
     depth = depths(image)
     top = max(depth.values(), default=0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in image.named_parameters():
-        decays = parameter.ndim >= 2 and "embedding" not in name
+        decays = parameter.ndim >= 2 and not _PLAIN.search(name)
         group = groups.setdefault(
             (depth[name], decays),
             {"params": [], "lr": lr * decay ** (top - depth[name]), "weight_decay": weight_decay if decays else 0.0},

@@ -39,6 +39,7 @@ from skumatch.towers.build import ModelSource, build
 RUN = "run.json"
 FINISHED = "finished.json"
 METRICS = "metrics.jsonl"
+_START = {"recipe": dict, "rows": str, "encoder": str, "name": str}
 _RUN_NAME = re.compile(r"r\d{6,}")
 
 
@@ -82,12 +83,12 @@ def finetune(
     split = split_rows(job.dataset, job.recipe)
     tower = build(replace(job.source, seed=job.recipe.seed))
     spec = make_spec(tower)
+    Schedule(job.recipe, 1).size(0, spec.size, tower.resizable)  # refuse an impossible size before anything starts
     start = _start_facts(job, split, spec)
     if folder is not None:
         _require_same(folder, start)
     else:
         folder = _new_run(job.out, start)
-    Schedule(job.recipe, 1).size(0, spec.size, tower.resizable)  # refuse an impossible size before anything starts
     state = TrainState(tower, len(split.skus), job.recipe, pick_device(job.device))
     state.restore(folder / "checkpoints")
     trainer = Trainer(tower, spec, split, state, job.pipeline, reporter or Silent(), should_stop)
@@ -190,10 +191,18 @@ def unfinished(out: Path) -> Path:
 
 def recorded_recipe(folder: Path) -> Recipe:
     """Return the recipe that a run was started with. Raises ConfigError when its record is unreadable."""
+    return recipe_from(_started_with(folder)["recipe"], str(folder / RUN))
+
+
+def _started_with(folder: Path) -> dict[str, Any]:
+    """Return the record of what a run was started with. Raises ConfigError when it is unreadable."""
     try:
-        return recipe_from(json.loads((folder / RUN).read_text())["recipe"], str(folder / RUN))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder / RUN} is corrupt", f"remove {folder} and start anew") from error
+        start = json.loads((folder / RUN).read_text())
+        if {key: type(start[key]) for key in _START} == _START:
+            return dict(start)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ConfigError(f"{folder / RUN} is corrupt", f"remove {folder} and start anew")
 
 
 def _new_run(out: Path, start: dict[str, Any]) -> Path:
@@ -206,7 +215,7 @@ def _new_run(out: Path, start: dict[str, Any]) -> Path:
 
 
 def _require_same(folder: Path, start: dict[str, Any]) -> None:
-    before = json.loads((folder / RUN).read_text())
+    before = _started_with(folder)
     if before["recipe"] != start["recipe"]:
         raise ConfigError(f"{folder} was started with another recipe", "leave out --resume to start anew")
     if before["rows"] != start["rows"]:

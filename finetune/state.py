@@ -41,6 +41,7 @@ class TrainState:
         self.average = nn.ModuleDict({"image": copy.deepcopy(tower.image), "head": copy.deepcopy(self.head)})
         self.average.requires_grad_(False).eval()
         self.optimizer = self._optimizer(tower.image)
+        self.low = copy.deepcopy(tower.image).to(torch.bfloat16) if trains_in_bf16(tower.image, device) else None
         self.epoch = 0  # completed epochs
         self.step = 0  # completed steps within the running epoch
         self.updates = 0
@@ -57,6 +58,24 @@ class TrainState:
         groups = [{**group, "base_lr": group["lr"]} for group in groups]
         return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)
 
+    def features(self, pictures: Tensor) -> Tensor:
+        """Map float (N, 3, S, S) pictures in 0..255 to (N, D) features, in bf16 where that is faster."""
+        if self.low is None:
+            return self.network.features(pictures)
+        masters = [p.detach() for p in self.image.parameters()]
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.low.parameters()), masters)  # casts; autocast would do so in every layer
+        scaled = (pictures - self.network.mean) / self.network.std
+        result: Tensor = self.low(scaled.to(torch.bfloat16))
+        return result.float()
+
+    def collect_gradients(self) -> None:
+        """Bring the gradients of the bf16 copy, where there is one, to the parameters that the optimiser changes."""
+        if self.low is not None:
+            for master, copied in zip(self.image.parameters(), self.low.parameters(), strict=True):
+                master.grad = None if copied.grad is None else copied.grad.float()
+                copied.grad = None
+
     @property
     def image(self) -> nn.Module:
         """The image tower being trained."""
@@ -68,8 +87,10 @@ class TrainState:
 
     def set_stage(self, head_only: bool) -> None:
         """Freeze the image tower (its batch statistics too) in stage 1, free it in stage 2."""
-        self.image.train(not head_only)
-        self.image.requires_grad_(not head_only)
+        for module in (self.image, self.low):
+            if module is not None:
+                module.train(not head_only)
+                module.requires_grad_(not head_only)
         self.head.train()
 
     def scale_lr(self, factor: float) -> None:
@@ -151,10 +172,26 @@ class TrainState:
         for position, parameter in enumerate(self.parameters()):
             state = _under(tensors, f"optimizer.{position}.")
             if state:
-                self.optimizer.state[parameter] = state
+                self.optimizer.state[parameter] = {key: _laid_out(tensor, parameter) for key, tensor in state.items()}
         self.epoch, self.step, self.updates = facts["epoch"], facts["step"], facts["updates"]
         self.history, self.best_score = facts["history"], facts["best_score"]
         return True
+
+
+def trains_in_bf16(image: nn.Module, device: torch.device) -> bool:
+    """Return whether a bf16 copy of the network trains faster on this CPU: transformers, with AVX-512 BF16 or AMX.
+
+    (Measured: twice the rate for a ViT; depthwise convolutions lose. On GPUs autocast does it.)
+    """
+    if device.type != "cpu" or not is_transformer(image):
+        return False
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return ``tensor`` in the memory layout of ``like``: fused optimisers walk both in the order of memory."""
+    return torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

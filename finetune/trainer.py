@@ -110,9 +110,10 @@ class Trainer:
         for batch in islice(self.canvases.batches(rest, epoch, size), self.schedule.steps - state.step):
             if self.should_stop():
                 return None
-            losses.append(self._step(batch, epoch, size))
+            if batch is not None:
+                losses.append(self._step(batch, epoch, size))
+                self.reporter.step(losses[-1], len(batch.labels))
             state.step += 1
-            self.reporter.step(losses[-1], len(batch.labels))
         if not losses and self.canvases.failures:
             raise next(iter(self.canvases.failures.values()))
         return losses
@@ -130,7 +131,7 @@ class Trainer:
         pictures = pictures.to(memory_format=_layout(state.image))
         with self._autocast():
             with torch.set_grad_enabled(not schedule.head_only(epoch)):
-                features = state.network.features(pictures)
+                features = state.features(pictures)
             embeddings = state.head(state.dropout(features))
         loss = state.loss(embeddings, moved.labels, schedule.margin(epoch, state.step))
         value = float(loss.detach())
@@ -140,6 +141,7 @@ class Trainer:
             )
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        state.collect_gradients()
         torch.nn.utils.clip_grad_norm_([p for p in state.parameters() if p.grad is not None], state.recipe.clip)
         state.optimizer.step()
         state.update_average()

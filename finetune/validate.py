@@ -66,10 +66,12 @@ def _embed(encoder: BothLayers, rows: Sequence[Row], pipeline: Pipeline) -> tupl
     paths: list[Path] = [row.path for row in rows]
     vectors, skus, start = [], [], 0
     for batch in pipeline.embed(paths, encoder):
-        vectors.append(batch.vectors)
+        if len(batch.good):  # an empty batch has the width of one layer only
+            vectors.append(batch.vectors)
         skus += [rows[start + int(i)].sku for i in batch.good]
         start += len(batch.sources)
-    return np.concatenate(vectors), np.array(skus)
+    found = np.concatenate(vectors) if vectors else np.empty((0, encoder.spec.dim), np.float32)
+    return found, np.array(skus, np.str_)
 
 
 def _hits(views: Vectors, view_skus: NDArray[np.str_], queries: Vectors, skus: NDArray[np.str_]) -> NDArray[np.bool_]:

@@ -30,7 +30,7 @@ BATCH = 32
 class Progress(Protocol):
     """Told how many pictures are done; the Null object is ``no_progress``."""
 
-    def __call__(self, done: int) -> None:
+    def __call__(self, done: int, /) -> None:
         """Advance by ``done`` pictures."""
         ...
 

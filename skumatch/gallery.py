@@ -23,8 +23,7 @@ from skumatch import artefact, decide
 from skumatch.errors import GalleryError, SpecMismatch, nearest
 from skumatch.index.exact import ExactIndex
 from skumatch.nearest import Nearest, nearest_skus
-from skumatch.segment import MANIFEST as SEGMENT_MANIFEST
-from skumatch.segment import Segment, SegmentWriter, ViewRow
+from skumatch.segment import Segment, SegmentWriter, ViewRow, segment_name
 from skumatch.spec import Spec, Vectors
 
 MANIFEST = "gallery.json"
@@ -166,7 +165,7 @@ def write_segment(store: Path, spec: Spec, batches: Iterator[Sequence[NewView]],
             if not writer.count:
                 raise GalleryError("no view could be read", "give at least one readable picture")
             writer.close(spec.dim)
-        stage.name = artefact.file_digest(stage.folder / SEGMENT_MANIFEST)[:20]
+        stage.name = segment_name(stage.folder)
     return stage.name, writer.count
 
 

@@ -236,8 +236,10 @@ dt { color: var(--soft); }
 .crop { min-width: 0; }
 .head { display: grid; gap: 6px; margin-top: 10px; }
 h2, h3 { font-size: 15px; line-height: 1.3; }
-h2, h3, .head .path { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden; }
-h3 { font-weight: 500; font-size: 14px; }
+h2, h3 bdi, .head .path { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden; }
+h3 { display: flex; gap: 6px; font-weight: 500; font-size: 14px; }
+h3 bdi { min-width: 0; }
+.views > li:first-child h3 { font-weight: 700; }
 .rank { color: var(--soft); font-variant-numeric: tabular-nums; }
 .views { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 16px; align-items: start; }
 .views > li, .about { min-width: 0; }
@@ -245,6 +247,7 @@ h3 { font-weight: 500; font-size: 14px; }
   background: var(--page); overflow: hidden; color: var(--soft); font-size: 12px; }
 .pic img { max-width: 100%; max-height: 100%; object-fit: contain; }
 .crop .pic { height: 200px; }
+.crop .pic.none { height: 112px; }
 .about { padding-top: 8px; }
 .score { font-variant-numeric: tabular-nums; font-size: 13px; margin-top: 2px; }
 .bar { height: 3px; border-radius: 2px; background: var(--line); margin: 4px 0 6px; }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,11 @@ class ViewRow:
     sku: str
     source: str
     sha256: str
+
+
+def segment_name(folder: Path) -> str:
+    """Return the name of a sealed segment: the start of its manifest's digest, and so of all its content."""
+    return artefact.file_digest(folder / MANIFEST)[:20]
 
 
 def describe(source: Path | bytes) -> tuple[str, bytes]:
@@ -70,9 +76,11 @@ class SegmentWriter:
         )
         self.folder = folder
         self.count = 0
-        self._vectors = (folder / VECTORS).open("wb")
-        self._thumbs = (folder / THUMBS).open("wb")
-        self._rows = pq.ParquetWriter(folder / ROWS, self._schema)
+        with ExitStack() as files:  # closes all of them even where closing one fails on a full disk
+            self._vectors = files.enter_context((folder / VECTORS).open("wb"))
+            self._thumbs = files.enter_context((folder / THUMBS).open("wb"))
+            self._rows = files.enter_context(pq.ParquetWriter(folder / ROWS, self._schema))
+            self._files = files.pop_all()
 
     def __enter__(self) -> SegmentWriter:
         return self
@@ -80,9 +88,7 @@ class SegmentWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._vectors.close()
-        self._thumbs.close()
-        self._rows.close()
+        self._files.close()
 
     def add(self, rows: Sequence[ViewRow], vectors: Vectors, thumbs: Sequence[bytes]) -> None:
         """Append N views: rows, float32 (N, D) unit vectors and JPEG bytes."""
@@ -105,9 +111,7 @@ class SegmentWriter:
 
     def close(self, dim: int) -> None:
         """Finish the files and seal the folder."""
-        self._vectors.close()
-        self._thumbs.close()
-        self._rows.close()
+        self._files.close()
         artefact.seal(self.folder, MANIFEST, {"kind": "segment", "format": 1, "rows": self.count, "dim": dim})
 
 
@@ -121,6 +125,8 @@ class Segment:
 
         self.folder = folder
         facts = artefact.read_manifest(folder, MANIFEST, full)
+        if segment_name(folder) != folder.name:
+            raise ArtefactError(f"{folder} holds another segment", "restore it from a copy")
         try:
             self.rows: Table = pq.read_table(folder / ROWS).combine_chunks()
         except (pa.ArrowException, OSError) as error:

@@ -92,7 +92,7 @@ class Workspace:
         return Workspace(folder, **made)
 
     def write(self) -> Path:
-        """Write ``skumatch.toml``. Raises ConfigError when there is one already."""
+        """Write ``skumatch.toml``. Raises ConfigError when there is one already or a path is not UTF-8."""
         path = self.folder / CONFIG
         if path.exists():
             raise ConfigError(f"{path} exists already", "edit it, or remove it to start anew")
@@ -102,9 +102,13 @@ class Workspace:
             lines += [f"[{name}]"]
             lines += [f"{f.name} = {_toml(v)}" for f in fields(section) if (v := getattr(section, f.name)) is not None]
             lines += [""]
+        try:
+            text = "\n".join(lines).encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"a path that is not UTF-8 cannot be written to {path}", "rename it") from error
         with artefact.disk_errors(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-        artefact.write_file(path, "\n".join(lines).encode())
+        artefact.write_file(path, text)
         return path
 
     def open_dataset(self, filters: Mapping[str, str] | None = None) -> Dataset:
@@ -146,7 +150,7 @@ class Workspace:
 
 
 def _toml(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON allows it bare, TOML does not
 
 
 def _known(table: Mapping[str, Any], valid: Sequence[str], where: str) -> None:

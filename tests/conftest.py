@@ -35,7 +35,8 @@ class FakeEncoder:
     def encode(self, pixels: Pixels) -> Vectors:
         pooled = pixels.reshape(len(pixels), 3, 4, SIZE // 4, 4, SIZE // 4).mean(axis=(3, 5)).reshape(-1, 48) - 127.5
         projected = pooled @ self.projection + 1e-6
-        return (projected / np.linalg.norm(projected, axis=1, keepdims=True)).astype(np.float32)
+        vectors: Vectors = (projected / np.linalg.norm(projected, axis=1, keepdims=True)).astype(np.float32)
+        return vectors
 
 
 def draw(sku: int, view: int) -> PILImage.Image:
@@ -98,7 +99,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     if not mounted:
         pytest.skip("mounting a small file system needs root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    # lazily: a memory map may still hold it
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +117,7 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     crop = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 36}}
     squash = {"size": {"height": 32, "width": 32}}
     torch.manual_seed(3)
-    made = {
+    made: dict[str, tuple[Any, dict[str, Any], int]] = {
         "clip": (hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)), crop, 3),
         "siglip": (hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=vision)), squash, 3),
         "dinov2": (hf.Dinov2Model(hf.Dinov2Config(**vision)), crop, 2),

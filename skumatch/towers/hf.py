@@ -43,8 +43,10 @@ def load(identifier: str, weights: Path | None, random_init: bool, size: int | N
     except HubError:
         processor = {}
     folder = Path(identifier)
-    tokenizer = folder if folder.is_dir() else _cached_tokenizer(identifier)
-    tower = rebuild({"library": "hf", "model": identifier, "config": config, "processor": processor}, tokenizer)
+    local = folder.is_dir()
+    tokenizer = folder if local else _cached_tokenizer(identifier)
+    name = folder.name if local else identifier  # the digest must not depend on where a folder lies
+    tower = rebuild({"library": "hf", "model": name, "config": config, "processor": processor}, tokenizer)
     if size and size != tower.preprocess.size:
         if not tower.resizable:
             raise ModelError(f"hf:{identifier} takes {tower.preprocess.size} px only", "leave out --size")

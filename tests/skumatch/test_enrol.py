@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from skumatch.dataset import Dataset, Row
 from skumatch.embed import Pipeline
 from skumatch.encoder import Encoder
-from skumatch.enrol import build_gallery, extend_gallery, titles_of
+from skumatch.enrol import Enrolled, build_gallery, extend_gallery, titles_of
 from skumatch.errors import GalleryError, SpecMismatch
 from skumatch.gallery import open_gallery
 from skumatch.images import load_pixels
@@ -91,11 +91,12 @@ def test_another_encoder_is_refused_before_any_work(
 def test_a_failed_build_or_addition_leaves_the_old_version(data: Dataset, encoder: Encoder, tmp_path: Path) -> None:
     gallery = build_gallery(tmp_path / "g", data.split("train").rows, encoder, PIPELINE).gallery
     missing = [Row(tmp_path / "none.jpg", "a", "train")]
-    for call in (
+    calls: list[Callable[[], Enrolled]] = [
         lambda: build_gallery(tmp_path / "g", missing, encoder, PIPELINE),
         lambda: build_gallery(tmp_path / "g", [], encoder, PIPELINE),
         lambda: extend_gallery(gallery, missing, encoder, PIPELINE),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(GalleryError, match="no view could be read"):
             call()
     after = open_gallery(tmp_path / "g", full=True)

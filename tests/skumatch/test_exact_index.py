@@ -15,7 +15,8 @@ DIM = 8
 def unit(rng: np.random.Generator, count: int, levels: int = 0) -> Vectors:
     """Return unit rows; with ``levels`` drawn from so few values that many are equal."""
     rows = rng.integers(-levels, levels + 1, (count, DIM)) + 1e-3 if levels else rng.normal(size=(count, DIM))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    result: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return result
 
 
 def brute(vectors: Vectors, ids: Ids, queries: Vectors, k: int) -> tuple[Vectors, Ids]:

@@ -24,7 +24,8 @@ FACTORY = Callable[[int], Encoder]
 
 def unit(rng: np.random.Generator, count: int) -> Vectors:
     rows = rng.normal(size=(count, 32))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    result: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return result
 
 
 def views(rng: np.random.Generator, skus: Sequence[str]) -> list[NewView]:
@@ -110,7 +111,7 @@ def test_versions_stay_and_titles_are_kept(gallery: Gallery) -> None:
     artefact.set_current(gallery.store, "v000001")
     old = open_gallery(gallery.store, full=True)
     assert (len(old), len(gallery), old.titles) == (8, 10, {"a": "Apple juice"})
-    assert not [path for path in gallery.store.rglob(".*")]
+    assert not list(gallery.store.rglob(".*"))
 
 
 def test_building_again_leaves_the_older_version_on_disk(gallery: Gallery, encoder: Encoder) -> None:
@@ -149,7 +150,7 @@ def test_another_encoder_is_refused_and_named(gallery: Gallery, make_encoder: FA
 
 
 def test_unknown_skus_and_views(gallery: Gallery) -> None:
-    with pytest.raises(GalleryError, match="no SKU 'aa'.*nearest names are: a"):
+    with pytest.raises(GalleryError, match=r"no SKU 'aa'.*nearest names are: a"):
         gallery.ids_of("aa")
     for call in (gallery.view, gallery.thumb):
         with pytest.raises(GalleryError, match="no view 10"):

@@ -15,7 +15,8 @@ DIM = 6
 
 def unit(rng: np.random.Generator, count: int) -> Vectors:
     rows = rng.normal(size=(count, DIM))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    result: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return result
 
 
 def brute(vectors: Vectors, codes: Ids, ids: Ids, query: Vectors, k: int) -> list[tuple[int, int]]:

@@ -1,0 +1,87 @@
+"""Recipes: what ships loads, and mistakes in a recipe are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from skumatch.errors import ConfigError
+from skumatch.finetune.recipe import Augment, Recipe, load_recipe, recipe_from, recipe_names
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_recipes_that_the_readme_names_ship() -> None:
+    assert {"default", "quick", "scratch"} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_loads_under_its_own_name(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.serve in ("features", "head", "measure")
+
+
+def test_a_file_sets_what_it_names_and_keeps_the_rest(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, "epochs = 3\nlr_conv = 1\n[augment]\nblur = 0\n"))
+    assert recipe == Recipe(epochs=3, lr_conv=1.0, augment=Augment(blur=0.0))
+    assert isinstance(recipe.lr_conv, float)
+    assert isinstance(recipe.augment.blur, float)
+
+
+def test_overrides_replace_and_none_keeps(tmp_path: Path) -> None:
+    path = write(tmp_path, "epochs = 3\nseed = 4\n")
+    assert load_recipe(path, epochs=5, seed=None) == Recipe(epochs=5, seed=4)
+
+
+def test_overrides_are_checked_too() -> None:
+    with pytest.raises(ConfigError, match="epochs is -1"):
+        load_recipe("default", epochs=-1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epoch = 3", "unknown key 'epoch' - did you mean 'epochs'"),
+        ("[augment]\nrotatoin = 3", r"\[augment\]: unknown key 'rotatoin' - did you mean 'rotation'"),
+        ("zzzzqqq = 3", "unknown key 'zzzzqqq' - remove it"),
+        ("epochs = 'three'", "epochs is 'three' - give a value of type int"),
+        ("epochs = 3.5", r"epochs is 3\.5 - give a value of type int"),
+        ("epochs = true", "epochs is True"),
+        ("dropout = 1", "dropout is 1.0 - choose 0 to 0.9"),
+        ("batch = 1", "batch is 1 - choose 2 to"),
+        ("s = nan", "s is nan"),
+        ("margin_to = inf", "margin_to is inf"),
+        ("[augment]\nmin_scale = 0", "min_scale is 0.0"),
+        ("augment = 3", "augment is not a table"),
+        ("serve = 'tail'", "serve is 'tail' - choose features, head or measure"),
+        ("epochs = 0\nhead_epochs = 0", "no epochs at all"),
+        ("epochs = = 3", "not valid TOML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_recipe(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"bad\.toml is not valid TOML"):
+        load_recipe(str(tmp_path / "bad.toml"))
+
+
+@pytest.mark.parametrize("name", ["no-such-recipe", "."])
+def test_an_unknown_name_lists_the_recipes(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"no recipe .* - choose .*default.*quick"):
+        load_recipe(name)
+
+
+def test_a_recipe_survives_json() -> None:
+    recipe = Recipe(epochs=2, augment=Augment(jpeg=0.5))
+    assert recipe_from(json.loads(json.dumps(recipe.to_json()))) == recipe
