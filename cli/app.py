@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 import skumatch
 from skumatch.cli import data, gallery
 from skumatch.cli.demo import demo
-# doctor-import
+from skumatch.cli.doctor import doctor
 from skumatch.cli.eval import evaluate
 from skumatch.cli.finetune import finetune
 from skumatch.cli.init import init
@@ -55,7 +55,7 @@ app.command()(match)
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(data.app, name="data")
 app.command()(demo)
-# doctor-command
+app.command()(doctor)
 
 
 def main() -> NoReturn:

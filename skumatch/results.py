@@ -145,9 +145,11 @@ class ResultFile:
     ) -> None:
         try:
             with artefact.disk_errors(self.path):
-                self._writer.close()
-                if self._stream is not None:
-                    self._stream.close()
+                try:
+                    self._writer.close()
+                finally:
+                    if self._stream is not None:
+                        self._stream.close()
                 if kind is None:
                     self._part.replace(self.path)
         finally:

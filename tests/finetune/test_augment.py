@@ -114,7 +114,9 @@ def test_blur_smooths_and_only_the_share_that_is_asked_for() -> None:
 def test_occlusion_covers_its_share_of_pictures_and_at_most_a_quarter_of_each() -> None:
     pictures, u = canvases(1).repeat(300, 1, 1, 1), uniform(300)
     plain = augment(pictures, torch.ones(300, dtype=torch.float64), u, SIZE, OFF)
-    covered = augment(pictures, torch.ones(300, dtype=torch.float64), u, SIZE, Augment(**{**vars(OFF), "occlusion": 0.4}))
+    covered = augment(
+        pictures, torch.ones(300, dtype=torch.float64), u, SIZE, Augment(**{**vars(OFF), "occlusion": 0.4})
+    )
     area = ((plain - covered).abs().amax(1) > 0).float().mean((1, 2))
     assert float((area > 0).float().mean()) == pytest.approx(0.4, abs=0.1)
     assert float(area.max()) <= 0.25 + 1 / SIZE

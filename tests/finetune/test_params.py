@@ -55,7 +55,9 @@ def test_every_parameter_is_in_exactly_one_group_with_its_depths_rate(name: str,
     assert sorted(members) == sorted(id(p) for p in image.parameters())
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     named = dict(image.named_parameters())
-    stem, last = (next(p for key, p in named.items() if key.endswith(part)) for part in (PLACES[name][0], PLACES[name][3]))
+    stem, last = (
+        next(p for key, p in named.items() if key.endswith(part)) for part in (PLACES[name][0], PLACES[name][3])
+    )
     assert rates[id(stem)] < rates[id(last)] <= 1e-3
     found = depths(image)
     deepest = max(found.values())

@@ -86,7 +86,9 @@ def test_both_layers_are_measured_as_if_alone(both: BothLayers, patterns: Path) 
     for layer, part in ((FEATURES, slice(0, 48)), (HEAD, slice(48, 64))):
         views, asked = vectors["views"][:, part], vectors["queries"][:, part]
         assert np.allclose(np.linalg.norm(views, axis=1), 1, atol=1e-5)
-        expected = [gallery[int((views @ query).argmax())].sku == row.sku for query, row in zip(asked, queries, strict=True)]
+        expected = [
+            gallery[int((views @ query).argmax())].sku == row.sku for query, row in zip(asked, queries, strict=True)
+        ]
         assert found.right[layer].tolist() == expected
     assert found.top1[FEATURES] == 1.0
 
