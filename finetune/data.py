@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -110,13 +111,16 @@ class Canvases:
         None stands for a batch with fewer than two readable pictures: batch statistics need two.
         """
 
+        # The warp samples without antialiasing: a crop of average area must lie on the canvas in its final resolution.
+        side = round(size / math.sqrt((1 + self.recipe.augment.min_scale) / 2))
+
         def work(position: np.int64) -> tuple[NDArray[np.uint8], float, Draws] | ImageError:
             row = self.rows[int(position)]
             draw = draws(self.recipe.seed, epoch, np.array([position]))[0]
             try:
                 image = images.read_image(row.path, self.max_pixels)
                 return (
-                    _canvas(image, size, jpeg_quality(draw, self.recipe.augment)),
+                    _canvas(image, side, jpeg_quality(draw, self.recipe.augment)),
                     image.shape[1] / image.shape[0],
                     draw,
                 )
@@ -151,11 +155,10 @@ class Batch:
         return Batch(*(t.to(device, non_blocking=True) for t in vars(self).values()))
 
 
-def _canvas(image: NDArray[np.uint8], size: int, quality: int | None) -> NDArray[np.uint8]:
-    """Squash (H, W, 3) to a canvas 1.4 times the training size, so that small crops of it stay sharp."""
+def _canvas(image: NDArray[np.uint8], side: int, quality: int | None) -> NDArray[np.uint8]:
+    """Squash (H, W, 3) to a square canvas, with antialiasing, and pass it through JPEG where asked."""
     from skumatch.spec import Preprocess
 
-    side = round(size * 1.4)
     how = Preprocess(side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", 1.0, "bilinear")
     canvas = images.to_pixels(image, how)
     if quality is None:

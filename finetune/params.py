@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from torch import nn
 
-_BLOCK = re.compile(r"(?:^|\.)((?:blocks|resblocks|layers|layer|stages|h)\.?\d*(?:\.\d+)*)\.")
+from skumatch.runtime.torch import memory_format
+
+_BLOCK = re.compile(r"^(?:.*\.)?((?:blocks|resblocks|layers|layer|stages|h)\.?\d*(?:\.\d+)*)\.")  # the innermost
 _LAST = re.compile(
     r"(?:^|\.)(proj|projection|head|norm|ln_post|post_layernorm|fc_norm|conv_head|bn2|attnpool|layernorm)(?:\.|$)"
 )
@@ -30,8 +33,9 @@ def depths(image: nn.Module) -> dict[str, int]:
 
 
 def is_transformer(image: nn.Module) -> bool:
-    """Return whether the network attends (ViT) rather than convolves."""
-    return any("attention" in type(m).__name__.lower() or type(m).__name__ == "Attention" for m in image.modules())
+    """Return whether the network attends (ViT); attention on top of convolutions does not count."""
+    attends = any("attention" in type(m).__name__.lower() for m in image.modules())
+    return attends and memory_format(image) != torch.channels_last
 
 
 def parameter_groups(image: nn.Module, lr: float, decay: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -54,9 +54,9 @@ class TrainState:
         lr = recipe.lr_transformer if is_transformer(image) else recipe.lr_conv
         groups = parameter_groups(image, lr, recipe.layer_decay, recipe.weight_decay)
         groups.append({"params": list(self.head.parameters()), "lr": recipe.lr_head})
-        groups.append({"params": list(self.loss.parameters()), "lr": recipe.lr_head * 5, "weight_decay": 0.0})
+        groups.append({"params": list(self.loss.parameters()), "lr": recipe.lr_head, "weight_decay": 0.0})
         groups = [{**group, "base_lr": group["lr"]} for group in groups]
-        return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)
+        return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True)
 
     def features(self, pictures: Tensor) -> Tensor:
         """Map float (N, 3, S, S) pictures in 0..255 to (N, D) features, in bf16 where that is faster."""

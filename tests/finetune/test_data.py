@@ -98,9 +98,21 @@ def test_canvases_come_in_order_with_their_labels_and_draws(patterns: Path) -> N
     assert torch.cat([batch.labels for batch in batches]).tolist() == source.labels[order].tolist()
     assert np.array_equal(torch.cat([batch.draws for batch in batches]).numpy(), draws(3, 2, order))
     first = batches[0]
-    assert first.canvases.shape == (7, 3, 45, 45)
+    side = first.canvases.shape[-1]
+    assert first.canvases.shape == (7, 3, side, side)
+    assert side >= 32
     assert first.canvases.dtype == torch.uint8
     assert first.aspects.tolist() == [1.0] * 7
+
+
+def test_smaller_crops_are_cut_from_larger_canvases(patterns: Path) -> None:
+    order = np.arange(4, dtype=np.int64)
+    sides = []
+    for min_scale in (1.0, 0.35, 0.05):
+        recipe = Recipe(batch=4, augment=Augment(min_scale=min_scale))
+        sides.append(read(canvases(patterns, recipe).batches(order, 0, 64))[0].canvases.shape[-1])
+    assert sides[0] == 64
+    assert sides == sorted(set(sides))
 
 
 def test_canvases_do_not_depend_on_threads_or_batches(patterns: Path) -> None:
