@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from skumatch.workspace import Workspace
 
 MODEL = "open_clip:skumatch-tiny-96"
-SKUS, VIEWS, TEST_VIEWS = 60, 30, 10
+SKUS, VIEWS, TEST_VIEWS = 60, 60, 10
 
 
 def demo(

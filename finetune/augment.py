@@ -60,7 +60,8 @@ def warp_grid(aspect: Tensor, u: Tensor, size: int, how: Augment) -> Tensor:
 def _corners(aspect: Tensor, u: Tensor, how: Augment) -> Tensor:
     """Return where the output's corners lie on the canvas: (N, 4, 2) in -1..1, order TL, TR, BL, BR."""
     area = how.min_scale + (1 - how.min_scale) * u[:, 0]
-    ratio = torch.exp((u[:, 1] * 2 - 1) * math.log(4 / 3))  # of the crop's width to its height, in the real picture
+    # Of the crop's width to its height, in the real picture; mild crops keep the shape, or they would cut more away.
+    ratio = torch.exp((u[:, 1] * 2 - 1) * min(math.log(4 / 3), -0.5 * math.log(how.min_scale)))
     half_w = torch.sqrt(area * ratio / aspect).clamp(max=1)
     half_h = torch.sqrt(area / ratio * aspect).clamp(max=1)
     centre_x = (u[:, 2] * 2 - 1) * (1 - half_w)

@@ -33,22 +33,22 @@ class Noise:
     light in fractions of full scale, sensor noise as a standard deviation in 8-bit steps.
     """
 
-    rotation: float = 5.0
-    perspective: float = 0.05
+    rotation: float = 4.0
+    perspective: float = 0.04
     shift: float = 0.05
     zoom: float = 0.10
-    gap: float = 0.06  # between facings; a negative draw lets a neighbour stand before the pack
-    rail: float = 0.13  # share of the pack hidden from below
-    gain: float = 0.28
-    gamma: float = 0.25
-    tint: float = 0.09
-    gradient: float = 0.35
-    glare: float = 0.55
-    glare_odds: float = 0.4
-    defocus: float = 1.0
-    motion: float = 4.0
-    low_resolution: float = 0.8  # 1 halves the resolution
-    sensor: float = 8.0
+    gap: float = 0.05  # between facings; a negative draw lets a neighbour stand before the pack
+    rail: float = 0.12  # share of the pack hidden from below
+    gain: float = 0.25
+    gamma: float = 0.2
+    tint: float = 0.06
+    gradient: float = 0.3
+    glare: float = 0.45
+    glare_odds: float = 0.3
+    defocus: float = 0.8
+    motion: float = 2.5
+    low_resolution: float = 0.6  # 1 halves the resolution
+    sensor: float = 6.0
 
     def scaled(self, strength: float) -> Noise:
         """Return every amplitude times ``strength``. Raises ConfigError unless it is in 0..4."""
