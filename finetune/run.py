@@ -24,14 +24,14 @@ from torch import nn
 from skumatch import artefact
 from skumatch.dataset import Dataset
 from skumatch.embed import Pipeline
-from skumatch.errors import ArtefactError, ConfigError, DataError
+from skumatch.errors import ArtefactError, ConfigError, DataError, ModelError
 from skumatch.finetune.data import Split, split_rows
 from skumatch.finetune.recipe import Recipe, recipe_from
 from skumatch.finetune.schedule import Schedule
 from skumatch.finetune.state import TrainState, write_history
 from skumatch.finetune.trainer import Reporter, Silent, Trainer, never
 from skumatch.finetune.validate import LAYERS, choose_layer
-from skumatch.model import finite, save_bundle
+from skumatch.model import finite, open_bundle, save_bundle
 from skumatch.runtime.torch import HEAD, make_spec, pick_device
 from skumatch.spec import Spec
 from skumatch.towers.build import ModelSource, build
@@ -126,23 +126,23 @@ def _publish(job: Job, folder: Path, trainer: Trainer, finished: bool) -> Outcom
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **job.facts,
     }
-    before = _safe_current(job.out)
-    bundle = save_bundle(job.out, tower, head, spec, facts, tower.model.state_dict())  # type: ignore[arg-type]
-    stays = not finished and before is not None
-    if stays and before is not None:
-        artefact.set_current(job.out, before.name)
+    current = finished or not _has_finished_model(job.out)
+    tensors = tower.model.state_dict()
+    bundle = save_bundle(job.out, tower, head, spec, facts, tensors, current)  # type: ignore[arg-type]
     if finished:
         artefact.write_file(folder / FINISHED, json.dumps({"model": bundle.name}).encode())
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     failures = tuple(str(error) for error in trainer.canvases.failures.values())
-    return Outcome(bundle, spec, not stays, not finished, validation.top1, failures)
+    return Outcome(bundle, spec, current, not finished, validation.top1, failures)
 
 
-def _safe_current(store: Path) -> Path | None:
+def _has_finished_model(store: Path) -> bool:
+    """Return whether the store's current model was trained to its end; a broken one keeps nobody from replacing it."""
     try:
-        return artefact.current(store)
-    except ArtefactError:
-        return None  # a broken pointer names no model that could be kept
+        folder = artefact.current(store)
+        return folder is not None and not open_bundle(folder).document.get("interrupted", False)
+    except (ArtefactError, ModelError):
+        return False
 
 
 def _reason(serve: str, layer: str, top1: dict[str, float | None]) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,7 +40,7 @@ def fetch(repo: str, filename: str) -> Path:
         raise HubError(f"the hub did not deliver {repo}/{filename} ({reason})", SUPPLY) from error
 
 
-def probe(seconds: float = PROBE_SECONDS) -> None:
+def probe() -> None:
     """Return when the hub accepts a connection (through the proxy where one is set). Raises HubError otherwise."""
     from huggingface_hub import constants
 
@@ -47,8 +49,27 @@ def probe(seconds: float = PROBE_SECONDS) -> None:
     endpoint = urlsplit(constants.ENDPOINT)
     proxy = os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY")
     target = urlsplit(proxy) if proxy else endpoint
-    try:
-        socket.create_connection((target.hostname or "", target.port or 443), timeout=seconds).close()
-    except OSError as error:
-        what = f"the weights are not on this machine and the hub cannot be reached ({error})"
-        raise HubError(what, SUPPLY) from error
+    reason = _obstacle(target.hostname or "", target.port or (80 if target.scheme == "http" else 443))
+    if reason:
+        raise HubError(f"the weights are not on this machine and the hub cannot be reached ({reason})", SUPPLY)
+
+
+@cache
+def _obstacle(host: str, port: int) -> str:
+    """Return what stands between here and ``host`` ("" for nothing), found out once per process.
+
+    In a thread of its own: a name lookup obeys no timeout.
+    """
+    found = ["no answer in time"]
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
+            found[0] = ""
+        except OSError as error:
+            found[0] = str(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return found[0]

@@ -60,11 +60,18 @@ class Bundle:
 
 
 def save_bundle(
-    store: Path, tower: Tower, head: nn.Linear | None, spec: Spec, facts: dict[str, Any], tensors: dict[str, Tensor]
+    store: Path,
+    tower: Tower,
+    head: nn.Linear | None,
+    spec: Spec,
+    facts: dict[str, Any],
+    tensors: dict[str, Tensor],
+    make_current: bool = True,
 ) -> Path:
     """Publish ``tensors`` (the tower's state dict) and the head as the next version in ``store``.
 
-    ``facts``: JSON-ready provenance, recipe and metrics. Returns the version's folder. Raises ArtefactError when the
+    ``facts``: JSON-ready provenance, recipe and metrics. Returns the version's folder, which
+    becomes the store's current one unless ``make_current`` is false. Raises ArtefactError when the
     disk refuses; the store is then as it was.
     """
     from safetensors import SafetensorError
@@ -90,7 +97,8 @@ def save_bundle(
             **finite(facts),
         }
         artefact.seal(stage.folder, MANIFEST, document)
-    artefact.set_current(store, final.name)
+    if make_current:
+        artefact.set_current(store, final.name)
     return final
 
 

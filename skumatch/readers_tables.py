@@ -6,7 +6,6 @@ It knows nothing about what the columns mean.
 from __future__ import annotations
 
 import csv
-import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,9 +111,9 @@ def _checked_columns(path: Path, cells: Sequence[str]) -> list[str]:
 
 
 def _read_parquet(path: Path) -> Table:
-    # Through importlib: pyarrow ships no types.
-    arrow: Any = importlib.import_module("pyarrow")
-    parquet: Any = importlib.import_module("pyarrow.parquet")
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     try:
         file = parquet.ParquetFile(path)
         fields = [field.name for field in file.schema_arrow if _is_plain(arrow.types, field.type)]
