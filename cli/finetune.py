@@ -40,6 +40,8 @@ def finetune(
     outcome = train(job, resume)
     report_failures(list(outcome.failures), "training pictures")
     _say(outcome, job)
+    if outcome.current and out is None and (here().gallery_path / "CURRENT").exists():
+        note("the gallery was built with another model: rebuild it with `skumatch gallery build`")
     if outcome.interrupted:
         raise typer.Exit(130)
 
@@ -47,8 +49,10 @@ def finetune(
 def _resumed(out: Path, asked: dict[str, Any]) -> Recipe:
     """Return the interrupted run's recipe; what was asked for on the command line must agree with it."""
     from skumatch.errors import ConfigError
+    from skumatch.finetune.recipe import load_recipe
     from skumatch.finetune.run import recorded_recipe, unfinished
 
+    asked = {**asked, "name": asked["name"] and load_recipe(asked["name"]).name}
     recipe = recorded_recipe(unfinished(out))
     for key, value in asked.items():
         if value is not None and value != getattr(recipe, key):

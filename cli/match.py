@@ -90,7 +90,7 @@ def run(
             for writer in writers:
                 writer.write(records(found))
             if page is not None:
-                page.add(_page_row(found, matcher.gallery, shown=sum(decisions.values()) <= page.limit))
+                page.add(_page_row(found, matcher, shown=sum(decisions.values()) <= page.limit))
     return decisions
 
 
@@ -110,14 +110,16 @@ def _crops(paths: list[str]) -> Iterator[Path]:
             yield from expand([path])
 
 
-def _page_row(found: CropMatches, gallery: Gallery, shown: bool) -> PageRow:
+def _page_row(found: CropMatches, matcher: Matcher, shown: bool) -> PageRow:
     """Return the page's row; pictures only where the page will show them."""
     from skumatch.images import thumbnail
     from skumatch.page import PageRow, PageView
 
     readable = shown and found.error is None and isinstance(found.crop, Path)
-    picture = thumbnail(found.crop) if readable else None  # type: ignore[arg-type]
-    views = [PageView(m.sku, m.score, gallery.thumb(m.view) if shown else None, m.source) for m in found.matches]
+    picture = thumbnail(found.crop, max_pixels=matcher.pipeline.max_pixels) if readable else None  # type: ignore[arg-type]
+    views = [
+        PageView(m.sku, m.score, matcher.gallery.thumb(m.view) if shown else None, m.source) for m in found.matches
+    ]
     return PageRow(str(found.crop), picture, found.decision, views, found.error.what if found.error else "")
 
 

@@ -82,7 +82,8 @@ class Pipeline:
         progress: Progress = no_progress,
         also: Callable[[Any], Any] = no_extra,
     ) -> Iterator[Embedded]:
-        """Yield batches in input order. At most three batches of pictures are in memory at any time.
+        """Yield batches in input order. At most four batches of pictures are in memory: three ahead, one
+        delivered.
 
         ``also`` is called with each readable source on the decode threads (for thumbnails and digests).
         """

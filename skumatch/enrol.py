@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from skumatch.dataset import Row
@@ -82,7 +83,8 @@ def _views(
 ) -> Iterator[Sequence[NewView]]:
     """Embed ``rows`` batch by batch; unreadable ones go to ``failures``."""
     position = 0
-    for batch in pipeline.embed((row.path for row in rows), encoder, progress, also=describe):
+    also = partial(describe, max_pixels=pipeline.max_pixels)
+    for batch in pipeline.embed((row.path for row in rows), encoder, progress, also):
         failures.extend(error for error in batch.errors if error is not None)
         views = []
         for place, vector, (sha256, thumb) in zip(batch.good, batch.vectors, batch.extras, strict=True):

@@ -109,12 +109,12 @@ def pixels_of(image: Image | PILImage.Image | Path | str | bytes, how: Preproces
     raise ImageError(f"a {type(image).__name__} is not an image", "pass a path, bytes, an RGB array or a Pillow image")
 
 
-def thumbnail(source: Path | bytes, side: int = 256) -> bytes:
+def thumbnail(source: Path | bytes, side: int = 256, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
     """Return an upright JPEG of ``source``, long side at most ``side`` pixels (never enlarged), without metadata.
 
     A big JPEG is decoded at a fraction of its size. Raises ImageError as ``read_image`` does.
     """
-    picture, name, orientation = _open(source, DEFAULT_MAX_PIXELS)
+    picture, name, orientation = _open(source, max_pixels)
     picture.draft(None, (2 * side, 2 * side))
     small = PILImage.fromarray(_decode(picture, name))
     small.thumbnail((side, side))

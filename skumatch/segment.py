@@ -44,7 +44,7 @@ def segment_name(folder: Path) -> str:
     return artefact.file_digest(folder / MANIFEST)[:20]
 
 
-def describe(source: Path | bytes) -> tuple[str, bytes]:
+def describe(source: Path | bytes, max_pixels: int = images.DEFAULT_MAX_PIXELS) -> tuple[str, bytes]:
     """Return (SHA-256 of the file's bytes, JPEG thumbnail of long side 256). Raises ImageError."""
     if isinstance(source, bytes):
         data = source
@@ -53,7 +53,7 @@ def describe(source: Path | bytes) -> tuple[str, bytes]:
             data = source.read_bytes()
         except OSError as error:
             raise ImageError(f"{source} cannot be read ({error.strerror})", "check the file") from error
-    return hashlib.sha256(data).hexdigest(), images.thumbnail(data, THUMB_SIDE)
+    return hashlib.sha256(data).hexdigest(), images.thumbnail(data, THUMB_SIDE, max_pixels)
 
 
 class SegmentWriter:
