@@ -100,7 +100,7 @@ class Matcher:
             yield CropMatches(source, self._matches(found.scores[line], found.skus[line], found.views[line]))
 
     def _matches(self, scores: np.ndarray, skus: np.ndarray, views: np.ndarray) -> tuple[Match, ...]:
-        decision = decide(float(scores[0]), self.gallery.thresholds)
+        decision = decide(scores, self.gallery.thresholds)
         answers = []
         for rank, (score, code, view) in enumerate(zip(scores, skus, views, strict=True), start=1):
             if code < 0:

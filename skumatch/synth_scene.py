@@ -46,9 +46,9 @@ class Noise:
     glare: float = 0.45
     glare_odds: float = 0.3
     defocus: float = 0.8
-    motion: float = 2.5
-    low_resolution: float = 0.6  # 1 halves the resolution
-    sensor: float = 6.0
+    motion: float = 2.0
+    low_resolution: float = 0.5  # 1 halves the resolution
+    sensor: float = 5.0
 
     def scaled(self, strength: float) -> Noise:
         """Return every amplitude times ``strength``. Raises ConfigError unless it is in 0..4."""
