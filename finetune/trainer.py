@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from skumatch.embed import Pipeline
+from skumatch.embed import Pipeline, cores
 from skumatch.errors import ModelError
 from skumatch.finetune.augment import augment
 from skumatch.finetune.data import Batch, Canvases, Split
@@ -78,7 +78,7 @@ class Trainer:
     def __post_init__(self) -> None:
         skus = {sku: label for label, sku in enumerate(self.split.skus)}
         self.labels: Ids = np.array([skus[row.sku] for row in self.split.train], np.int64)
-        workers = self.pipeline.workers or 2
+        workers = self.pipeline.workers or cores()
         self.canvases = Canvases(self.split.train, self.labels, self.state.recipe, workers, self.pipeline.max_pixels)
         steps = max(1, len(self.labels) // self.state.recipe.batch)
         self.schedule = Schedule(self.state.recipe, steps)

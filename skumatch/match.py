@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from skumatch.decide import Decision, decide
 from skumatch.embed import Embedded, Pipeline, Progress, Source, no_progress
 from skumatch.encoder import Encoder, open_encoder
 from skumatch.errors import GalleryError, ImageError
 from skumatch.gallery import Gallery, open_gallery
+from skumatch.spec import Ids, Vectors
 
 
 @dataclass(frozen=True)
@@ -90,19 +89,19 @@ class Matcher:
             yield from self._answer(batch, k)
 
     def _answer(self, batch: Embedded, k: int) -> Iterator[CropMatches]:
-        found = self.gallery.search(batch.vectors, k)
+        found = self.gallery.search(batch.vectors, max(k, 2))  # the decision looks at the second SKU
         line_of = {int(place): line for line, place in enumerate(batch.good)}
         for place, (source, error) in enumerate(zip(batch.sources, batch.errors, strict=True)):
             if error is not None:
                 yield CropMatches(source, (), error)
                 continue
             line = line_of[place]
-            yield CropMatches(source, self._matches(found.scores[line], found.skus[line], found.views[line]))
+            yield CropMatches(source, self._matches(found.scores[line], found.skus[line], found.views[line], k))
 
-    def _matches(self, scores: np.ndarray, skus: np.ndarray, views: np.ndarray) -> tuple[Match, ...]:
+    def _matches(self, scores: Vectors, skus: Ids, views: Ids, k: int) -> tuple[Match, ...]:
         decision = decide(scores, self.gallery.thresholds)
         answers = []
-        for rank, (score, code, view) in enumerate(zip(scores, skus, views, strict=True), start=1):
+        for rank, (score, code, view) in enumerate(zip(scores[:k], skus[:k], views[:k], strict=True), start=1):
             if code < 0:
                 break
             sku = self.gallery.skus[int(code)]

@@ -137,3 +137,10 @@ def test_nonsense_is_refused_where_it_is_made() -> None:
     for pair in ((answer("a", 0.1), answer("b", 0.2)), (answer("a", 0.2), answer("a", 0.1))):
         with pytest.raises(GalleryError, match="not sorted or name a SKU twice"):
             CropMatches("x.jpg", pair)
+
+
+def test_the_decision_does_not_depend_on_how_many_answers_are_asked_for(matcher: Matcher, patterns: Path) -> None:
+    found = crops(patterns)
+    one, five = matcher.match(found, 1), matcher.match(found, 5)
+    assert all(len(result.matches) == 1 for result in one)
+    assert [result.decision for result in one] == [result.decision for result in five]
