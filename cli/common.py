@@ -73,6 +73,17 @@ def encoder_of(workspace: Workspace | None, model: str | None, device: str | Non
     return encoder
 
 
+def gallery_path(workspace: Workspace | None, asked: Path | None) -> Path:
+    """Return the gallery's folder: the one asked for, else the workspace's. Raises GalleryError without either."""
+    from skumatch.errors import GalleryError
+
+    if asked is not None:
+        return asked
+    if workspace is None:
+        raise GalleryError("no workspace here and no --gallery", "run `skumatch init --data PATH`, or give --gallery")
+    return workspace.gallery_path
+
+
 @contextmanager
 def progress_bar(what: str, total: int | None) -> Iterator[Progress]:
     """Show a bar with count, rate and time left on stderr while the block runs."""

@@ -26,10 +26,12 @@ def demo(
     from skumatch.cli.finetune import train
     from skumatch.cli.match import build_from
     from skumatch.cli.match import run as match_crops
+    from skumatch.crops import expand
     from skumatch.encoder import open_encoder
     from skumatch.finetune.recipe import load_recipe
     from skumatch.finetune.run import Job
     from skumatch.match import Matcher
+    from skumatch.resumable import ResumableFile
     from skumatch.workspace import DataConfig, ModelConfig, Workspace
 
     _require_empty(out)
@@ -48,7 +50,8 @@ def demo(
     note("5/5 matching a folder of crops")
     _pick_crops(out)
     matcher = Matcher(encoder, build_from(workspace, encoder, workspace.gallery_path, {}))
-    match_crops(matcher, [str(out / "crops")], None, 5, out / "matches.csv", out / "index.html")
+    result = ResumableFile(out / "matches.csv", {})
+    match_crops(matcher, expand([str(out / "crops")]), SKUS, 5, result, out / "index.html")
     _story(out, before, after)
 
 

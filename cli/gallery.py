@@ -14,6 +14,7 @@ from skumatch.cli.common import (
     ModelOption,
     Where,
     encoder_of,
+    gallery_path,
     here,
     note,
     pipeline_of,
@@ -29,21 +30,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Reference views per SKU: build, add, remove, list, info, verify.")
 
 
-def _store(asked: Path | None) -> Path:
-    from skumatch.errors import GalleryError
-
-    if asked is not None:
-        return asked
-    workspace = workspace_or_none()
-    if workspace is None:
-        raise GalleryError("no workspace here and no --gallery", "run `skumatch init --data PATH`, or give --gallery")
-    return workspace.gallery_path
-
-
 def _open(asked: Path | None) -> Gallery:
     from skumatch.gallery import open_gallery
 
-    return open_gallery(_store(asked))
+    return open_gallery(gallery_path(workspace_or_none(), asked))
 
 
 @app.command()
@@ -155,7 +145,7 @@ def verify(gallery: GalleryOption = None) -> None:
     """Hash every byte of the current version again and compare."""
     from skumatch.gallery import open_gallery
 
-    opened = open_gallery(_store(gallery), full=True)
+    opened = open_gallery(gallery_path(workspace_or_none(), gallery), full=True)
     typer.echo(
         f"{opened.store} {opened.version}: {len(opened):,} views of {len(opened.skus):,} SKUs, every byte as written"
     )

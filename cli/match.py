@@ -16,6 +16,7 @@ from skumatch.cli.common import (
     GalleryOption,
     ModelOption,
     encoder_of,
+    gallery_path,
     note,
     pipeline_of,
     progress_bar,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from skumatch.gallery import Gallery
     from skumatch.match import CropMatches, Matcher
     from skumatch.page import PageRow
+    from skumatch.resumable import ResumableFile
     from skumatch.workspace import Workspace
 
 
@@ -41,19 +43,31 @@ def match(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Page with each crop beside its best views.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted --out FILE.csv or .jsonl.")
+    ] = False,
     device: Device = None,
 ) -> None:
     """Match crops to the SKUs of the gallery; builds it from the workspace's data if there is none yet."""
+    from skumatch.errors import ConfigError, SkumatchError
     from skumatch.match import Matcher
-    from skumatch.results import ResultFile
+    from skumatch.resumable import ResumableFile
 
     workspace = workspace_or_none()
+    if resume and (out is None or html is not None or out.suffix == ".parquet"):
+        raise ConfigError("--resume goes with --out FILE.csv or .jsonl alone", "leave out --html, or start anew")
     if out is not None:
-        ResultFile(out)  # refuse a wrong suffix before any work
+        ResumableFile(out, {})  # refuse a wrong suffix before any work
     total = None if "-" in paths else _count(paths)
     encoder = encoder_of(workspace, model, device)
     matcher = Matcher(encoder, _gallery(workspace, gallery, encoder), pipeline_of(workspace))
-    decisions = run(matcher, paths, total, topk, out, html, as_json)
+    result = ResumableFile(out, _identity(matcher, paths, topk), resume) if out is not None else None
+    try:
+        decisions = run(matcher, _crops(paths), total, topk, result, html, as_json)
+    except (KeyboardInterrupt, SkumatchError):
+        if result is not None and result.done and result.path.suffix != ".parquet":
+            note(f"kept the answers for {result.done:,} crops: the same command with --resume goes on")
+        raise
     said = ", ".join(f"{count:,} {decision}" for decision, count in sorted(decisions.items()))
     note(f"matched {sum(decisions.values()):,} crops: {said}")
     for path in (out, html):
@@ -61,18 +75,25 @@ def match(
             note(f"wrote {path}")
 
 
+def _identity(matcher: Matcher, paths: list[str], topk: int) -> dict[str, str]:
+    """Return what must be the same when an interrupted match goes on."""
+    gallery = matcher.gallery
+    held = f"{gallery.store.absolute()} {gallery.version} {gallery.document['segments']} {gallery.document['removed']}"
+    return {"model": matcher.encoder.spec.digest, "gallery": held, "topk": str(topk), "crops": repr(paths)}
+
+
 def run(
     matcher: Matcher,
-    paths: list[str],
+    crops: Iterator[Path],
     total: int | None,
     topk: int,
-    out: Path | None,
+    out: ResumableFile | None,
     html: Path | None,
     as_json: bool = False,
 ) -> Counter[str]:
     """Stream crops through ``matcher`` into the results and the page; return the number of crops per decision."""
     from skumatch.page import PageWriter
-    from skumatch.results import CsvWriter, JsonWriter, ResultFile, Writer, records
+    from skumatch.results import CsvWriter, JsonWriter, Writer, records
 
     decisions: Counter[str] = Counter()
     facts = {
@@ -80,12 +101,14 @@ def run(
         "gallery": f"{len(matcher.gallery):,} views, {matcher.gallery.version}",
     }
     with ExitStack() as stack:
-        progress = stack.enter_context(progress_bar("matching", total))
+        skipped = out.done if out is not None else 0
+        progress = stack.enter_context(progress_bar("matching", None if total is None else total - skipped))
         page = stack.enter_context(PageWriter(html, "Matched crops", facts)) if html else None
-        writers: list[Writer | ResultFile] = [stack.enter_context(ResultFile(out))] if out else []
+        writers: list[Writer | ResumableFile] = [stack.enter_context(out)] if out is not None else []
         if as_json or out is None:
             writers.append((JsonWriter if as_json else CsvWriter)(sys.stdout))
-        for found in matcher.stream(_crops(paths), topk, progress):
+        rest = out.rest(crops) if out is not None else crops
+        for found in matcher.stream(rest, topk, progress):
             decisions[found.decision] += 1
             for writer in writers:
                 writer.write(records(found))
@@ -125,18 +148,12 @@ def _page_row(found: CropMatches, matcher: Matcher, shown: bool) -> PageRow:
 
 def _gallery(workspace: Workspace | None, asked: Path | None, encoder: Encoder) -> Gallery:
     """Open the gallery; build it from the workspace's data where the workspace has none yet."""
-    from skumatch.errors import GalleryError
     from skumatch.gallery import open_gallery
 
-    if asked is not None or workspace is None:
-        if asked is None:
-            raise GalleryError(
-                "no workspace here and no --gallery", "run `skumatch init --data PATH`, or give --gallery"
-            )
-        return open_gallery(asked)
-    if (workspace.gallery_path / "CURRENT").exists():
-        return open_gallery(workspace.gallery_path)
-    return build_from(workspace, encoder, workspace.gallery_path, {})
+    store = gallery_path(workspace, asked)
+    if asked is None and workspace is not None and not (store / "CURRENT").exists():
+        return build_from(workspace, encoder, store, {})
+    return open_gallery(store)
 
 
 def build_from(workspace: Workspace, encoder: Encoder, store: Path, filters: dict[str, str]) -> Gallery:

@@ -40,6 +40,10 @@ class Writer(Protocol):
         """Append ``rows``."""
         ...
 
+    def flush(self) -> None:
+        """Hand what is complete to the operating system."""
+        ...
+
     def close(self) -> None:
         """Finish the file."""
         ...
@@ -48,10 +52,11 @@ class Writer(Protocol):
 class CsvWriter:
     """Comma-separated lines under a header; undecodable bytes in paths come out as they were."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], header: bool = True) -> None:
         self.stream = stream
         self.table = csv.writer(stream, lineterminator="\n")
-        self.table.writerow(COLUMNS)
+        if header:
+            self.table.writerow(COLUMNS)
 
     def write(self, rows: Sequence[Record]) -> None:
         """Append ``rows``; scores with six decimals, nothing for what is absent."""
@@ -59,6 +64,10 @@ class CsvWriter:
             score = "" if row["score"] is None else f"{row['score']:.6f}"
             rank = "" if row["rank"] is None else row["rank"]
             self.table.writerow([score if c == "score" else rank if c == "rank" else row[c] for c in COLUMNS])
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self.stream.flush()
 
     def close(self) -> None:
         """Flush; the stream belongs to the caller."""
@@ -74,6 +83,10 @@ class JsonWriter:
     def write(self, rows: Sequence[Record]) -> None:
         """Append ``rows``."""
         self.stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self.stream.flush()
 
     def close(self) -> None:
         """Flush; the stream belongs to the caller."""
@@ -99,14 +112,15 @@ class ParquetWriter:
         """Append ``rows``."""
         self._waiting += [{**row, "crop": safe_text(row["crop"])} for row in rows]
         if len(self._waiting) >= self.GROUP:
-            self._flush()
+            self.flush()
 
     def close(self) -> None:
         """Write the last group and the footer."""
-        self._flush()
+        self.flush()
         self._file.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the waiting records as a row group."""
         if self._waiting:
             self._file.write_table(self._pa.Table.from_pylist(self._waiting, schema=self._schema))
             self._waiting = []
