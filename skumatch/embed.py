@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from PIL import Image as PILImage
 
 from skumatch import images
 from skumatch.encoder import Encoder
 from skumatch.errors import ConfigError, ImageError
 from skumatch.spec import Ids, Image, Pixels, Vectors
 
-Source = Path | str | bytes | Image
+Source = Path | str | bytes | Image | PILImage.Image
 S = TypeVar("S")
 R = TypeVar("R")
 BATCH = 32
@@ -99,9 +100,9 @@ class Pipeline:
             progress(len(group))
 
     def _pixels(self, source: Source, encoder: Encoder) -> Pixels:
-        if isinstance(source, np.ndarray):
-            return images.to_pixels(source, encoder.spec)
-        return images.load_pixels(source, encoder.spec, self.max_pixels)
+        if isinstance(source, Path | str | bytes):
+            return images.load_pixels(source, encoder.spec, self.max_pixels)
+        return images.pixels_of(source, encoder.spec)
 
 
 def ordered_batches(

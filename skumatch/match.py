@@ -75,7 +75,7 @@ class Matcher:
         return cls(open_encoder(model, device), open_gallery(Path(gallery)))
 
     def match(self, images: Sequence[Source], k: int = 5) -> list[CropMatches]:
-        """Match crops (paths, bytes, or uint8 (H, W, 3) RGB arrays) to their ``k`` nearest SKUs, in order.
+        """Match paths, bytes, uint8 (H, W, 3) RGB arrays or Pillow images to their ``k`` nearest SKUs, in order.
 
         An unreadable crop carries its error. Raises GalleryError when ``k`` is below 1.
         """

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as PILImage
 
 from skumatch.embed import Pipeline, Source
 from skumatch.encoder import Encoder
@@ -63,9 +64,10 @@ def test_something_else_is_not_accepted(matcher: Matcher) -> None:
     assert found.decision != "accept"
 
 
-def test_paths_text_bytes_and_arrays_give_the_same_answer(matcher: Matcher, patterns: Path) -> None:
+def test_paths_text_bytes_arrays_and_pillow_images_give_the_same_answer(matcher: Matcher, patterns: Path) -> None:
     for path in sorted((patterns / "test").rglob("*.png"))[:3]:
-        shown: list[Source] = [path, str(path), path.read_bytes(), read_image(path)]
+        pillow = PILImage.fromarray(read_image(path))
+        shown: list[Source] = [path, str(path), path.read_bytes(), read_image(path), pillow]
         found = matcher.match(shown, k=4)
         assert all(crop.matches == found[0].matches for crop in found)
 
