@@ -69,7 +69,11 @@ def test_paths_text_bytes_arrays_and_pillow_images_give_the_same_answer(matcher:
         pillow = PILImage.fromarray(read_image(path))
         shown: list[Source] = [path, str(path), path.read_bytes(), read_image(path), pillow]
         found = matcher.match(shown, k=4)
-        assert all(crop.matches == found[0].matches for crop in found)
+        for crop in found[1:]:  # the last is in a batch of its own: rounding may differ
+            assert [(m.sku, m.view, m.decision) for m in crop.matches] == [
+                (m.sku, m.view, m.decision) for m in found[0].matches
+            ]
+            assert [m.score for m in crop.matches] == pytest.approx([m.score for m in found[0].matches], abs=1e-5)
 
 
 def test_errors_stand_in_their_place(matcher: Matcher, patterns: Path, tmp_path: Path) -> None:
