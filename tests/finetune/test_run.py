@@ -76,7 +76,7 @@ def test_it_learns_what_the_untouched_network_cannot_tell(tmp_path: Path) -> Non
     data = stickers(tmp_path / "stickers")
     how = Augment(min_scale=0.9, rotation=2, perspective=0, colour=0.1, blur=0, jpeg=0, occlusion=0)
     plain = {"head_epochs": 0, "batch": 12, "embedding": 16, "scale_from": 1.0, "layer_decay": 1.0, "ema": 0.8}
-    recipe = Recipe(epochs=8, lr_conv=1e-2, augment=how, **plain)  # type: ignore[arg-type]
+    recipe = Recipe(epochs=12, lr_conv=1e-2, lr_head=1e-2, augment=how, **plain)  # type: ignore[arg-type]
     untouched = finetune(job(data, tmp_path / "untouched", Recipe(epochs=0, head_epochs=1, batch=12, lr_head=0)))
     tuned = finetune(job(data, tmp_path / "tuned", recipe))
     before, after = untouched.top1["features"], tuned.top1["features"]

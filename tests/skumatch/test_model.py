@@ -84,10 +84,12 @@ def test_bundles_open_without_a_network_and_answer_the_same(
     command = [sys.executable, "-c", WITHOUT_NETWORK, str(tmp_path), *encoders]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    for name, encoder in encoders.items():
-        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), encoder.encode(pixels(encoder.spec.size))), name
+    for name, encoder in encoders.items():  # another process may have another number of threads, hence the tolerance
+        own = encoder.encode(pixels(encoder.spec.size))
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), own, atol=1e-5, err_msg=name)
     for name in ("open_clip", "clip"):
-        assert np.array_equal(np.load(tmp_path / f"{name}-text.npy"), encoders[name].encode_text(TEXTS)), name
+        own = encoders[name].encode_text(TEXTS)
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}-text.npy"), own, atol=1e-5, err_msg=name)
 
 
 def test_what_opens_is_what_was_saved(store: Path, conv: TorchEncoder) -> None:

@@ -38,7 +38,7 @@ def saved(state: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "dim"), [(CONV, 256), (VIT, 64), (TINY, 192)])
+@pytest.mark.parametrize(("name", "dim"), [(CONV, 256), (VIT, 64), (TINY, 256)])
 def test_random_towers_give_what_they_promise(name: str, dim: int) -> None:
     tower = random(name)
     size = tower.preprocess.size
@@ -61,7 +61,7 @@ def test_text_tower_of_open_clip() -> None:
     assert text is not None
     ids = text.tokenize(["a red box", "a tin"])
     assert ids.shape == (2, 32) and ids.dtype == torch.int64 and not torch.equal(ids[0], ids[1])
-    assert text.encode(ids).shape == (2, 192)
+    assert text.encode(ids).shape == (2, 256)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_position_embeddings_are_resized_to_another_image_size(tmp_path: Path) -
     path = saved(state_of(random(TINY, seed=5)), tmp_path / "w.safetensors")
     tower = build(ModelSource(TINY, path, size=48))
     assert tower.preprocess.size == 48
-    assert tower.image(torch.zeros(1, 3, 48, 48)).shape == (1, 192)
+    assert tower.image(torch.zeros(1, 3, 48, 48)).shape == (1, 256)
 
 
 class Hostile:
