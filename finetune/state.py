@@ -181,7 +181,7 @@ class TrainState:
 def trains_in_bf16(image: nn.Module, device: torch.device) -> bool:
     """Return whether a bf16 copy of the network trains faster on this CPU: transformers, with AVX-512 BF16 or AMX.
 
-    (Measured: twice the rate for a ViT; depthwise convolutions lose. On GPUs autocast does it.)
+    (Measured on 2 cores: 2.1 to 2.9 times the rate for ViTs, 0.76 times for MobileNetV2. On GPUs autocast does it.)
     """
     if device.type != "cpu" or not is_transformer(image):
         return False
