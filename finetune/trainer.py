@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -82,7 +82,6 @@ class Trainer:
         self.canvases = Canvases(self.split.train, self.labels, self.state.recipe, workers, self.pipeline.max_pixels)
         steps = max(1, len(self.labels) // self.state.recipe.batch)
         self.schedule = Schedule(self.state.recipe, steps)
-        self.validation: Validation | None = None
 
     def run(self, after_epoch: Callable[[], None]) -> bool:
         """Train to the end, calling ``after_epoch`` at each epoch's end; return False when asked to stop before."""
@@ -155,8 +154,7 @@ class Trainer:
 
     def _finish_epoch(self, losses: list[float], rate: float) -> None:
         state = self.state
-        self.validation = self.validate()
-        top1 = self.validation.top1
+        top1 = self.validate().top1
         state.keep_if_best(top1[FEATURES])
         record = {
             "epoch": state.epoch + 1,
@@ -177,7 +175,7 @@ class Trainer:
         average = self.state.average
         network = Network(average["image"], self.spec).to(self.state.device).eval()
         encoder = BothLayers(network, average["head"], self.spec, self.state.device)  # type: ignore[arg-type]
-        return validate(encoder, self.split.gallery, self.split.queries, replace(self.pipeline))
+        return validate(encoder, self.split.gallery, self.split.queries, self.pipeline)
 
 
 def _layout(image: torch.nn.Module) -> torch.memory_format:

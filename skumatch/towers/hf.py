@@ -17,8 +17,6 @@ from skumatch.spec import Preprocess
 from skumatch.towers.base import TextTower, Tower, fit_state, image_keys, load_state
 
 TOKENIZER = "tokenizer"
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class PooledImage(nn.Module):
@@ -38,10 +36,9 @@ class PooledImage(nn.Module):
 def load(identifier: str, weights: Path | None, random_init: bool, size: int | None) -> Tower:
     """Build ``hf:REPO`` (a hub repository or a local folder with config.json). Raises ModelError or HubError."""
     config = _json(_file(identifier, "config.json"))
-    try:
-        processor = _json(_file(identifier, "preprocessor_config.json"))
-    except HubError:
-        processor = {}
+    processor = _json(_file(identifier, "preprocessor_config.json"))
+    if not all(processor.get(key) for key in ("image_mean", "image_std", "size")):
+        raise ModelError(f"{identifier}: preprocessor_config.json lacks size, image_mean or image_std", "complete it")
     folder = Path(identifier)
     local = folder.is_dir()
     tokenizer = folder if local else _cached_tokenizer(identifier)
@@ -148,16 +145,16 @@ def rebuild(architecture: dict[str, Any], tokenizer: Path | None = None) -> Towe
 
 def _preprocess(processor: dict[str, Any], vision: Any) -> Preprocess:
     """Read a transformers image processor: with a centre crop it is "crop", without one "squash"."""
-    sizes = processor.get("size", {})
+    sizes = processor["size"]
     short = sizes if isinstance(sizes, int) else sizes.get("shortest_edge") or sizes.get("height")
     crop = processor.get("crop_size") if processor.get("do_center_crop", True) else None
     side = crop if crop is None or isinstance(crop, int) else crop["height"]
     size = int(side or short or getattr(vision, "image_size", 224))
-    whole = not processor or (side is not None and "height" not in (sizes if isinstance(sizes, dict) else {}))
+    whole = side is not None and "height" not in (sizes if isinstance(sizes, dict) else {})
     return Preprocess(
         size=size,
-        mean=processor.get("image_mean") or CLIP_MEAN,
-        std=processor.get("image_std") or CLIP_STD,
+        mean=processor["image_mean"],
+        std=processor["image_std"],
         resize="crop" if whole else "squash",
         crop_pct=min(1.0, size / int(short)) if whole and short else 1.0,
         interpolation="bilinear" if processor.get("resample") == 2 else "bicubic",

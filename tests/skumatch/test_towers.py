@@ -236,6 +236,8 @@ def test_a_local_folder_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not readable JSON"):
         build(ModelSource(f"hf:{tmp_path}"))
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
+    how = '{"size": 32, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
+    (tmp_path / "preprocessor_config.json").write_text(how)
     with pytest.raises(ModelError, match="transformers cannot build"):
         build(ModelSource(f"hf:{tmp_path}"))
 

@@ -112,3 +112,14 @@ def test_a_folder_without_weights(hf_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(HubError):
         of(folder)
     assert of(folder, random_init=True).dim == 12
+
+
+@pytest.mark.parametrize("left", [None, {"size": 32, "image_std": [0.5, 0.5, 0.5]}])
+def test_preprocessing_is_never_guessed(hf_folder: Path, tmp_path: Path, left: dict[str, object] | None) -> None:
+    copy = tmp_path / "dinov2"
+    shutil.copytree(hf_folder / "dinov2", copy)
+    (copy / "preprocessor_config.json").unlink()
+    if left is not None:
+        (copy / "preprocessor_config.json").write_text(json.dumps(left))
+    with pytest.raises(ModelError, match="preprocessor_config"):
+        build(ModelSource(f"hf:{copy}"))
