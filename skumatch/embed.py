@@ -44,6 +44,11 @@ def no_extra(source: Source) -> None:
     """Compute nothing beside the vector."""
 
 
+def unchanged(image: Image) -> Image:
+    """Return the picture as it is."""
+    return image
+
+
 def cores() -> int:
     """Return the CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -82,27 +87,24 @@ class Pipeline:
         encoder: Encoder,
         progress: Progress = no_progress,
         also: Callable[[Any], Any] = no_extra,
+        change: Callable[[Image], Image] = unchanged,
     ) -> Iterator[Embedded]:
         """Yield batches in input order. At most four batches of pictures are in memory: three ahead, one
         delivered.
 
-        ``also`` is called with each readable source on the decode threads (for thumbnails and digests).
+        ``also`` is called with each readable source on the decode threads (for thumbnails and digests), ``change``
+        with each upright (H, W, 3) picture before it is resized (for test-time views and corruptions).
         """
 
         def decode(source: Source) -> tuple[Pixels, Any] | ImageError:
             try:
-                return self._pixels(source, encoder), also(source)
+                return images.to_pixels(change(images.image_of(source, self.max_pixels)), encoder.spec), also(source)
             except ImageError as error:
                 return error
 
         for group, decoded in ordered_batches(sources, decode, self.batch, self.workers or cores()):
             yield _encode(group, decoded, encoder)
             progress(len(group))
-
-    def _pixels(self, source: Source, encoder: Encoder) -> Pixels:
-        if isinstance(source, Path | str | bytes):
-            return images.load_pixels(source, encoder.spec, self.max_pixels)
-        return images.pixels_of(source, encoder.spec)
 
 
 def ordered_batches(

@@ -93,20 +93,25 @@ def load_pixels(source: Path | str | bytes, how: Preprocess, max_pixels: int = D
     return to_pixels(read_image(source, max_pixels), how)
 
 
-def pixels_of(image: Image | PILImage.Image | Path | str | bytes, how: Preprocess) -> NDArray[np.uint8]:
-    """Return (3, S, S) uint8 pixels of a path, a file's bytes, an upright RGB array or a Pillow image.
+def image_of(image: Image | PILImage.Image | Path | str | bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
+    """Return upright RGB (H, W, 3) uint8 of a path, a file's bytes, an upright RGB array or a Pillow image.
 
     A Pillow image is turned upright where its EXIF says so. Raises ImageError for anything else and for what
-    ``read_image`` and ``to_pixels`` refuse.
+    ``read_image`` refuses.
     """
     if isinstance(image, np.ndarray):
-        return to_pixels(image, how)
+        return image
     if isinstance(image, PILImage.Image):
-        _check_size(image.size, "the Pillow image", DEFAULT_MAX_PIXELS)
-        return to_pixels(_upright(_decode(image, "the Pillow image"), _orientation(_exif_of(image))), how)
+        _check_size(image.size, "the Pillow image", max_pixels)
+        return _upright(_decode(image, "the Pillow image"), _orientation(_exif_of(image)))
     if isinstance(image, Path | str | bytes):
-        return load_pixels(image, how)
+        return read_image(image, max_pixels)
     raise ImageError(f"a {type(image).__name__} is not an image", "pass a path, bytes, an RGB array or a Pillow image")
+
+
+def pixels_of(image: Image | PILImage.Image | Path | str | bytes, how: Preprocess) -> NDArray[np.uint8]:
+    """Return ``image`` as (3, S, S) uint8 pixels. Raises ImageError as ``image_of`` and ``to_pixels`` do."""
+    return to_pixels(image_of(image), how)
 
 
 def thumbnail(source: Path | bytes, side: int = 256, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
