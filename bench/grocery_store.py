@@ -55,7 +55,7 @@ def measure(work: Path, result: Result) -> None:
 
 def untouched(work: Path) -> Path:
     """Publish the untouched encoder as a bundle, so that it can be evaluated beside the fine-tuned one."""
-    from skumatch.model import save_bundle
+    from skumatch.model import Contents, save_bundle
     from skumatch.runtime.torch import make_spec
     from skumatch.towers.build import build
     from skumatch.workspace import Workspace
@@ -63,7 +63,7 @@ def untouched(work: Path) -> Path:
     store = work / "untouched"
     if not (store / "CURRENT").exists():
         tower = build(Workspace.find(work).source())
-        save_bundle(store, tower, None, make_spec(tower), {}, tower.model.state_dict())
+        save_bundle(store, tower, None, make_spec(tower), Contents({}, tower.model.state_dict()))
     return store
 
 

@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 
 import skumatch
 from skumatch.cli import data, gallery
+from skumatch.cli.calibrate import calibrate
 from skumatch.cli.demo import demo
 from skumatch.cli.doctor import doctor
 from skumatch.cli.eval import evaluate
@@ -51,6 +52,7 @@ data.app.command("synth")(synth)
 app.command()(init)
 app.command()(finetune)
 app.command("eval")(evaluate)
+app.command()(calibrate)
 app.command()(match)
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(data.app, name="data")

@@ -73,6 +73,14 @@ def encoder_of(workspace: Workspace | None, model: str | None, device: str | Non
     return encoder
 
 
+def model_of(workspace: Workspace | None, model: str | None) -> Path | None:
+    """Return the folder of the model that ``encoder_of`` opens; None where it is an encoder by name."""
+    chosen = model if model is not None else workspace.best_model() if workspace else None
+    if isinstance(chosen, (str, Path)) and Path(chosen).is_dir():
+        return Path(chosen)
+    return None
+
+
 def gallery_path(workspace: Workspace | None, asked: Path | None) -> Path:
     """Return the gallery's folder: the one asked for, else the workspace's. Raises GalleryError without either."""
     from skumatch.errors import GalleryError

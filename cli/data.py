@@ -30,7 +30,7 @@ def check_command(
         Path | None, typer.Argument(help="Folder or manifest file. Default: the data set of the workspace.")
     ] = None,
     format: Annotated[
-        str | None, typer.Option(help="auto, rp2k, folder, csv, grocery-store or products-10k.", show_default="auto")
+        str | None, typer.Option(help="auto, or a format of docs/data-formats.md.", show_default="auto")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the split where the data brings none.", show_default="0")

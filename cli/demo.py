@@ -70,10 +70,11 @@ def _render(folder: Path, seed: int) -> None:
 
 def _evaluate(workspace: Workspace, encoder: Encoder, out: Path) -> float:
     """Evaluate on the test crops, show the table and return top-1."""
-    from skumatch.cli.common import pipeline_of
-    from skumatch.cli.eval import run, show
+    from skumatch.cli.eval import Job
+    from skumatch.cli.eval_show import show
+    from skumatch.eval.evaluate import Question
 
-    document = run(workspace.open_dataset(), "test", 5, (encoder, None), pipeline_of(workspace), out, {"split": "test"})
+    document = Job(workspace, Question(names=("closed",)), 5, out, {}).run(encoder, None)
     show(document)
     return float(document["topk"]["1"])
 

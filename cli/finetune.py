@@ -25,6 +25,10 @@ def finetune(
     epochs: Annotated[int | None, typer.Option(help="Epochs of the whole network.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the training pictures throughout.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same weights.")] = None,
+    hold_out: Annotated[float | None, typer.Option(help="Share of the SKUs not to train on, to measure with.")] = None,
+    lookalikes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="lookalikes.csv: these SKUs shall meet in batches.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Model store.", show_default="models/ in the workspace")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted fine-tune.")] = False,
     device: Device = None,
@@ -33,10 +37,11 @@ def finetune(
 
     Ctrl-C publishes what there is; --resume goes on from there.
     """
-    asked = {"name": recipe, "epochs": epochs, "size": size, "seed": seed}
+    asked = {"name": recipe, "epochs": epochs, "size": size, "seed": seed, "hold_out": hold_out}
     job = _job(asked, where or [], out, device)
+    job = replace(job, lookalikes=lookalikes)
     if resume:
-        job = replace(job, recipe=_resumed(job.out, asked))
+        job = replace(job, recipe=_resumed(job.out, asked), lookalikes=lookalikes or _listed_before(job.out))
     outcome = train(job, resume)
     report_failures(list(outcome.failures), "training pictures")
     _say(outcome, job)
@@ -59,6 +64,13 @@ def _resumed(out: Path, asked: dict[str, Any]) -> Recipe:
             said = f"the interrupted run has {key} {getattr(recipe, key)}, not {value}"
             raise ConfigError(said, "leave it out, or leave out --resume to start anew")
     return recipe
+
+
+def _listed_before(out: Path) -> Path | None:
+    """Return the list of look-alikes that the interrupted run was started with."""
+    from skumatch.finetune.run import recorded_lookalikes, unfinished
+
+    return recorded_lookalikes(unfinished(out))
 
 
 def _job(asked: dict[str, Any], where: list[str], out: Path | None, device: str | None) -> Job:
@@ -149,8 +161,10 @@ class _Bar:
 def _say(outcome: Outcome, job: Job) -> None:
     from skumatch.model import open_bundle
 
-    reason = open_bundle(outcome.folder).document["layer_reason"]
-    note(f"serving the {outcome.spec.layer}: {reason}")
+    document = open_bundle(outcome.folder).document
+    if unknown := document["lookalikes"]["unknown_skus"]:
+        note(f"look-alikes: ignored SKUs that are not trained on: {unknown}")
+    note(f"serving the {outcome.spec.layer}: {document['layer_reason']}")
     state = "stopped early; " if outcome.interrupted else ""
     if not outcome.current:
         state += "the finished model stays in use; "

@@ -117,7 +117,7 @@ def info(
     gallery: GalleryOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
-    """Show version, model, size and thresholds."""
+    """Show version, model and size."""
     opened = _open(gallery)
     facts = {
         "gallery": str(opened.store),
@@ -131,7 +131,6 @@ def info(
         "dim": opened.spec.dim,
         "skus": len(opened.skus),
         "views": len(opened),
-        "thresholds": opened.document["thresholds"],
     }
     if as_json:
         typer.echo(json.dumps(facts, indent=1))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def init(
     data: Annotated[Path, typer.Option("--data", help="Folder or manifest with the pictures.")],
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder for the workspace.")] = Path(),
-    format: Annotated[str, typer.Option(help="auto, rp2k, folder, csv, grocery-store or products-10k.")] = "auto",
+    format: Annotated[str, typer.Option(help="auto, or a format of docs/data-formats.md.")] = "auto",
     model: Annotated[str | None, typer.Option(help="Pretrained encoder: open_clip:..., timm:... or hf:...")] = None,
     weights: Annotated[Path | None, typer.Option(help="Local state dict for the encoder.")] = None,
     random_init: Annotated[bool, typer.Option("--random-init", help="Start from random values.")] = False,

@@ -17,6 +17,7 @@ from skumatch.cli.common import (
     ModelOption,
     encoder_of,
     gallery_path,
+    model_of,
     note,
     pipeline_of,
     progress_bar,
@@ -25,6 +26,7 @@ from skumatch.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from skumatch.calibration import Calibration
     from skumatch.encoder import Encoder
     from skumatch.gallery import Gallery
     from skumatch.match import CropMatches, Matcher
@@ -60,7 +62,8 @@ def match(
         ResumableFile(out, {})  # refuse a wrong suffix before any work
     total = None if "-" in paths else _count(paths)
     encoder = encoder_of(workspace, model, device)
-    matcher = Matcher(encoder, _gallery(workspace, gallery, encoder), pipeline_of(workspace))
+    rule = _calibration(model_of(workspace, model))
+    matcher = Matcher(encoder, _gallery(workspace, gallery, encoder), pipeline_of(workspace), rule)
     result = ResumableFile(out, _identity(matcher, paths, topk), resume) if out is not None else None
     try:
         decisions = run(matcher, _crops(paths), total, topk, result, html, as_json)
@@ -75,11 +78,27 @@ def match(
             note(f"wrote {path}")
 
 
+def _calibration(model: Path | None) -> Calibration | None:
+    from skumatch.match import calibration_of
+
+    rule = calibration_of(model) if model is not None else None
+    if rule is None:
+        note("this model is not calibrated, so every answer is for review: run `skumatch calibrate`")
+    return rule
+
+
 def _identity(matcher: Matcher, paths: list[str], topk: int) -> dict[str, str]:
     """Return what must be the same when an interrupted match goes on."""
     gallery = matcher.gallery
     held = f"{gallery.store.absolute()} {gallery.version} {gallery.document['segments']} {gallery.document['removed']}"
-    return {"model": matcher.encoder.spec.digest, "gallery": held, "topk": str(topk), "crops": repr(paths)}
+    rule = matcher.calibration.to_bytes().decode() if matcher.calibration else ""
+    return {
+        "model": matcher.encoder.spec.digest,
+        "calibration": rule,
+        "gallery": held,
+        "topk": str(topk),
+        "crops": repr(paths),
+    }
 
 
 def run(

@@ -1,101 +1,131 @@
-"""The closed protocol: nearest neighbours of the query split in the gallery split, leaks left out."""
+"""Protocols: which rows are reference views and which are queries, for each question worth asking.
+
+closed          every SKU is in the gallery, as published figures have it
+k-shot          1, 3, 5 or 10 reference views per SKU, drawn several times
+held-out SKUs   queries of SKUs that the model was never trained on
+catalogue       the gallery is the studio pictures of a catalogue, the queries come from the shelf
+
+The open set, where queries show SKUs that the gallery lacks, stands in ``unknowns``. Nothing is embedded here.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from skumatch.dataset import Dataset, Row
-from skumatch.embed import Pipeline, Progress, no_progress
-from skumatch.encoder import Encoder
 from skumatch.errors import ConfigError, DataError
 from skumatch.eval.leaks import identical
-from skumatch.index.exact import ExactIndex
-from skumatch.nearest import Nearest, nearest_skus
-from skumatch.spec import Ids, Spec, Vectors
+from skumatch.eval.trial import Trial
+from skumatch.readers_catalogue import catalogue_rows
 
 KS = (1, 3, 5)
+SHOTS = (1, 3, 5, 10)
+DRAWS = 5
 
 
 @dataclass(frozen=True)
-class Closed:
-    """Which rows are reference views, which are queries, and which queries were left out as copies of a view."""
+class Protocol:
+    """One line of the table: its ``trials`` (several where views are drawn at random), same queries in each."""
 
-    gallery: tuple[Row, ...]
-    queries: tuple[Row, ...]
-    leaks: tuple[tuple[Row, str], ...]
+    name: str
+    title: str
+    trials: tuple[Trial, ...]
+    note: str = ""
 
-
-@dataclass(frozen=True)
-class Answers:
-    """What the encoder answered.
-
-    ``queries``: the readable ones (N,). ``skus``: gallery SKU names by code. ``truth`` int64 (N,): code, -1 where the
-    gallery lacks the SKU. ``nearest``: k SKUs per query; ``views`` int64 (N, K): SKU codes of the nearest views.
-    ``gallery``: the readable views; ``unreadable``: messages; ``seconds``: embedding and search.
-    """
-
-    spec: Spec
-    gallery: tuple[Row, ...]
-    queries: tuple[Row, ...]
-    skus: tuple[str, ...]
-    truth: Ids
-    nearest: Nearest
-    views: Ids
-    unreadable: tuple[str, ...]
-    seconds: float
+    @property
+    def rows(self) -> list[Row]:
+        """Every row of every trial, each once."""
+        return list(dict.fromkeys(row for trial in self.trials for row in (*trial.gallery, *trial.queries)))
 
 
-def closed(dataset: Dataset, split: str = "test") -> Closed:
-    """Set the gallery split against ``split``, leaving out queries that are byte for byte a gallery view.
+def closed(dataset: Dataset, split: str = "test") -> Trial:
+    """Set the gallery split against ``split``.
 
-    Raises ConfigError when ``split`` is the gallery itself, DataError when rows are missing or all are leaks.
+    Raises ConfigError when ``split`` is the gallery itself, DataError when rows are missing.
     """
     source = dataset.gallery_split
     if split == source:
         raise ConfigError(f"split '{split}' is the gallery", "evaluate on test or val")
-    gallery, queries = dataset.split(source), dataset.split(split)
-    copies = identical(gallery.rows, queries.rows)
-    kept = tuple(row for row in queries if row.path not in copies)
+    return Trial("closed", dataset.split(source).rows, dataset.split(split).rows)
+
+
+def without_copies(trial: Trial) -> tuple[Trial, tuple[tuple[Row, str], ...]]:
+    """Leave out queries that are byte for byte another row's gallery view: (trial, (query, view) pairs left out).
+
+    Raises DataError when no query remains.
+    """
+    if trial.leave_one_out:
+        return trial, ()
+    copies = identical(trial.gallery, trial.queries)
+    kept = tuple(row for row in trial.queries if row.path not in copies)
     if not kept:
+        split = trial.queries[0].split if trial.queries else "test"
         raise DataError(f"every query in split '{split}' is a copy of a gallery view", "give other queries")
-    leaks = tuple((row, str(copies[row.path])) for row in queries if row.path in copies)
-    return Closed(gallery.rows, kept, leaks)
+    leaks = tuple((row, str(copies[row.path])) for row in trial.queries if row.path in copies)
+    return replace(trial, queries=kept), leaks
 
 
-def answer(protocol: Closed, encoder: Encoder, pipeline: Pipeline, k: int, progress: Progress = no_progress) -> Answers:
-    """Embed both sides and search. Raises DataError when one side has no readable picture."""
-    started = time.perf_counter()
-    problems: list[str] = []
-    gallery, views = _embed(protocol.gallery, encoder, pipeline, progress, problems)
-    queries, vectors = _embed(protocol.queries, encoder, pipeline, progress, problems)
-    if not gallery or not queries:
-        raise DataError("no readable picture on one side of the evaluation", f"first: {problems[0]}")
-    skus = sorted({row.sku for row in gallery})
-    code = {sku: number for number, sku in enumerate(skus)}
-    codes = np.array([code[row.sku] for row in gallery], np.int64)
-    index = ExactIndex(encoder.spec.dim)
-    index.add(np.arange(len(gallery), dtype=np.int64), views)
-    nearest = nearest_skus(index, lambda ids: codes[ids], vectors, k)
-    _, ids = index.search(vectors, min(k, len(gallery)))
-    truth = np.array([code.get(row.sku, -1) for row in queries], np.int64)
-    seconds = time.perf_counter() - started
-    return Answers(encoder.spec, gallery, queries, tuple(skus), truth, nearest, codes[ids], tuple(problems), seconds)
+def k_shot(trial: Trial, views: int, draws: int = DRAWS, seed: int = 0) -> Protocol:
+    """Leave ``views`` reference views per SKU, drawn ``draws`` times; SKUs with fewer keep all they have."""
+    by_sku: dict[str, list[Row]] = {}
+    for row in trial.gallery:
+        by_sku.setdefault(row.sku, []).append(row)
+    trials = tuple(
+        replace(trial, name=f"k-shot {views}", gallery=_drawn(by_sku, views, (seed, draw))) for draw in range(draws)
+    )
+    fewer = sum(len(rows) < views for rows in by_sku.values())
+    note = f"{fewer} of {len(by_sku)} SKUs have fewer views" if fewer else ""
+    title = f"{views} reference view{'s' if views > 1 else ''} per SKU, mean of {draws} draws"
+    return Protocol(f"k-shot {views}", title, trials, note)
 
 
-def _embed(
-    rows: Sequence[Row], encoder: Encoder, pipeline: Pipeline, progress: Progress, problems: list[str]
-) -> tuple[tuple[Row, ...], Vectors]:
-    """Return the readable rows and their vectors; messages for the others go to ``problems``."""
-    kept: list[Row] = []
-    vectors: list[Vectors] = [np.empty((0, encoder.spec.dim), np.float32)]
-    start = 0
-    for batch in pipeline.embed((row.path for row in rows), encoder, progress):
-        kept += [rows[start + int(place)] for place in batch.good]
-        vectors.append(batch.vectors)
-        problems += [str(error) for error in batch.errors if error is not None]
-        start += len(batch.sources)
-    return tuple(kept), np.concatenate(vectors)
+def _drawn(by_sku: dict[str, list[Row]], views: int, seed: tuple[int, int]) -> tuple[Row, ...]:
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for sku in sorted(by_sku):
+        places = np.sort(rng.permutation(len(by_sku[sku]))[:views])
+        chosen += [by_sku[sku][int(i)] for i in places]
+    return tuple(chosen)
+
+
+def held_out(trial: Trial, skus: Collection[str]) -> list[Protocol]:
+    """Ask for queries of ``skus`` only: once among all SKUs, as after enrolling new products, once among themselves.
+
+    Raises DataError when no query shows one of them.
+    """
+    queries = tuple(row for row in trial.queries if row.sku in skus)
+    if not queries:
+        raise DataError("no query shows a held-out SKU", "train with --hold-out on the same data")
+    alone = tuple(row for row in trial.gallery if row.sku in skus)
+    return [
+        Protocol(
+            "held-out SKUs", "SKUs never trained on, among all", (replace(trial, name="held-out", queries=queries),)
+        ),
+        Protocol(
+            "held-out SKUs alone",
+            "SKUs never trained on, among themselves",
+            (replace(trial, name="held-out alone", gallery=alone, queries=queries),),
+        ),
+    ]
+
+
+def catalogue(dataset: Dataset, trial: Trial) -> Protocol:
+    """Replace the gallery by the catalogue pictures of its SKUs. Raises DataError when the data set has none."""
+    shown = {row.sku for row in trial.gallery}
+    views = tuple(row for row in catalogue_rows(dataset) if row.sku in shown)
+    if not views:
+        raise DataError("no SKU of the gallery has a catalogue picture", "leave the protocol out")
+    per_sku = len(views) / len({row.sku for row in views})
+    title = f"catalogue pictures as the gallery, {per_sku:.1f} per SKU"
+    return Protocol("catalogue", title, (replace(trial, name="catalogue", gallery=views),))
+
+
+def shots_for(trial: Trial, shots: Sequence[int] = SHOTS) -> list[int]:
+    """Return the shots that leave something out: those below the largest number of views that a SKU has."""
+    counts: dict[str, int] = {}
+    for row in trial.gallery:
+        counts[row.sku] = counts.get(row.sku, 0) + 1
+    return [views for views in shots if views < max(counts.values(), default=0)]

@@ -27,11 +27,13 @@ HELD_OUT = 0.1  # share of the training pictures that validates where the data h
 
 @dataclass(frozen=True)
 class Split:
-    """What a fine-tune sees: rows to train on, and gallery and queries to validate with (never trained on)."""
+    """What a fine-tune sees: rows to train on, gallery and queries to validate with (never trained on), and the SKUs
+    of which it sees nothing."""
 
     train: tuple[Row, ...]
     gallery: tuple[Row, ...]
     queries: tuple[Row, ...]
+    held_out: tuple[str, ...] = ()
 
     @property
     def skus(self) -> list[str]:
@@ -43,9 +45,12 @@ def split_rows(dataset: Dataset, recipe: Recipe) -> Split:
     """Divide ``dataset`` into training and validation; the split ``test`` is never touched.
 
     Without a split ``val``, a tenth of the training pictures (of SKUs with at least four, keyed by seed and path) is
-    held out. Raises DataError when there are fewer than two SKUs to train on.
+    held out. ``recipe.hold_out`` of the SKUs appear nowhere. Raises DataError when there are fewer than two SKUs to
+    train on.
     """
-    train = list(dataset.split("train" if "train" in dataset.splits else dataset.gallery_split))
+    source = dataset.split("train" if "train" in dataset.splits else dataset.gallery_split)
+    held_out = held_out_skus(source.skus, recipe.hold_out, recipe.seed)
+    train = [row for row in source if row.sku not in held_out]
     if "val" in dataset.splits:
         queries = list(dataset.split("val"))
     else:
@@ -59,7 +64,14 @@ def split_rows(dataset: Dataset, recipe: Recipe) -> Split:
         tuple(train),
         tuple(_some_views(train, recipe.val_views, recipe.seed)),
         tuple(_sample([row for row in queries if row.sku in known], recipe.val_queries, recipe.seed)),
+        tuple(sorted(held_out)),
     )
+
+
+def held_out_skus(skus: Sequence[str], share: float, seed: int) -> set[str]:
+    """Return ``share`` of the SKUs (rounded), ranked by a hash of seed and SKU, so that a new SKU moves few others."""
+    ranked = sorted(skus, key=lambda sku: hashlib.blake2b(f"{seed}|{sku}".encode("utf-8", "surrogateescape")).digest())
+    return set(ranked[: round(share * len(ranked))])
 
 
 def _key(row: Row, seed: int) -> bytes:

@@ -43,7 +43,9 @@ class Recipe:
     own size over stage 2 (encoders with a fixed size keep it), or are ``size`` pixels throughout where it is not 0.
     ``sub_centres``, ``s``, ``margin_from``, ``margin_to``: sub-centre ArcFace; the margin (radians) rises over the
     first half of stage 2. ``balance``: 0 samples pictures alike, 1 SKUs alike. ``serve``: "features", "head" or
-    "measure". ``val_views``: reference views per SKU when validating; ``val_queries``: queries at most.
+    "measure". ``val_views``: reference views per SKU when validating; ``val_queries``: queries at most. ``hold_out``:
+    share of the SKUs that is not trained on at all, chosen by the seed, so that evaluation and calibration can tell
+    how unknown products fare. ``lookalike_share``: part of a batch that look-alikes fill, where they are listed.
     """
 
     name: str = "default"
@@ -72,6 +74,8 @@ class Recipe:
     serve: str = "measure"
     val_views: int = 10
     val_queries: int = 1000
+    hold_out: float = 0.0
+    lookalike_share: float = 0.5
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
@@ -80,7 +84,7 @@ class Recipe:
         _within("recipe", self, s=(1, 256), margin_from=(0, 1.5), margin_to=(0, 1.5), lr_head=(0, 1), lr_conv=(0, 1))
         _within("recipe", self, lr_transformer=(0, 1), layer_decay=(0.01, 1), weight_decay=(0, 1), warmup=(0, 0.9))
         _within("recipe", self, clip=(1e-3, 1e6), ema=(0, 0.99999), balance=(0, 1), val_views=(1, 1000))
-        _within("recipe", self, size=(0, 4096))
+        _within("recipe", self, size=(0, 4096), hold_out=(0, 0.9), lookalike_share=(0, 1))
         _within("recipe", self, val_queries=(1, 10**7), seed=(0, 2**31 - 1))
         if self.serve not in ("features", "head", "measure"):
             raise ConfigError(f"recipe: serve is '{self.serve}'", "choose features, head or measure")

@@ -27,11 +27,13 @@ from skumatch.embed import Pipeline
 from skumatch.errors import ArtefactError, ConfigError, DataError, ModelError
 from skumatch.finetune.data import Split, split_rows
 from skumatch.finetune.recipe import Recipe, recipe_from
+from skumatch.finetune.sampler import Lookalikes, load_lookalikes
 from skumatch.finetune.schedule import Schedule
 from skumatch.finetune.state import TrainState, write_history
 from skumatch.finetune.trainer import Reporter, Silent, Trainer, never
 from skumatch.finetune.validate import LAYERS, choose_layer
-from skumatch.model import finite, open_bundle, save_bundle
+from skumatch.model import SKUS, Contents, finite, open_bundle, save_bundle
+from skumatch.readers_common import safe_text
 from skumatch.runtime.torch import HEAD, make_spec, pick_device
 from skumatch.spec import Spec
 from skumatch.towers.build import ModelSource, build
@@ -45,7 +47,8 @@ _RUN_NAME = re.compile(r"r\d{6,}")
 
 @dataclass(frozen=True)
 class Job:
-    """What to fine-tune on what, where to, and ``facts`` to keep with the model (settings, filters)."""
+    """What to fine-tune on what, where to, ``facts`` to keep with the model (settings, filters), and a list of
+    look-alikes (``skumatch.eval.lookalikes``) that shall meet in batches."""
 
     dataset: Dataset
     source: ModelSource
@@ -54,6 +57,7 @@ class Job:
     device: str = "auto"
     pipeline: Pipeline = field(default_factory=Pipeline)
     facts: dict[str, Any] = field(default_factory=dict)
+    lookalikes: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def finetune(
     pick_device(job.device)
     folder = unfinished(job.out) if resume else None
     split = split_rows(job.dataset, job.recipe)
+    alike = load_lookalikes(job.lookalikes, split.skus, job.recipe) if job.lookalikes else Lookalikes()
     tower = build(replace(job.source, seed=job.recipe.seed))
     spec = make_spec(tower)
     Schedule(job.recipe, 1).size(0, spec.size, tower.resizable)  # refuse an impossible size before anything starts
@@ -91,7 +96,7 @@ def finetune(
         folder = _new_run(job.out, start)
     state = TrainState(tower, len(split.skus), job.recipe, pick_device(job.device))
     state.restore(folder / "checkpoints")
-    trainer = Trainer(tower, spec, split, state, job.pipeline, reporter or Silent(), should_stop)
+    trainer = Trainer(tower, spec, split, state, job.pipeline, reporter or Silent(), should_stop, alike)
 
     def after_epoch() -> None:
         state.save(folder / "checkpoints")
@@ -122,13 +127,15 @@ def _publish(job: Job, folder: Path, trainer: Trainer, finished: bool) -> Outcom
         "recipe": job.recipe.to_json(),
         "history": state.history,
         "data": _data_facts(job.dataset, trainer.split),
+        "lookalikes": {"groups": len(trainer.lookalikes.groups), "unknown_skus": len(trainer.lookalikes.unknown)},
         "source": {"name": job.source.name, "weights": job.source.weights and job.source.weights.name},
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **job.facts,
     }
     current = finished or not _has_finished_model(job.out)
-    tensors = tower.model.state_dict()
-    bundle = save_bundle(job.out, tower, head, spec, facts, tensors, current)  # type: ignore[arg-type]
+    skus = {"trained": trainer.split.skus, "held_out": list(trainer.split.held_out)}
+    contents = Contents(facts, tower.model.state_dict(), {SKUS: json.dumps(skus, indent=0).encode()})
+    bundle = save_bundle(job.out, tower, head, spec, contents, current)  # type: ignore[arg-type]
     if finished:
         artefact.write_file(folder / FINISHED, json.dumps({"model": bundle.name}).encode())
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -159,6 +166,7 @@ def _data_facts(dataset: Dataset, split: Split) -> dict[str, Any]:
     return {
         "format": dataset.format,
         "skus": len(split.skus),
+        "held_out_skus": len(split.held_out),
         "train": len(split.train),
         "validation_gallery": len(split.gallery),
         "validation_queries": len(split.queries),
@@ -170,7 +178,11 @@ def _start_facts(job: Job, split: Split, spec: Spec) -> dict[str, Any]:
     rows = hashlib.sha256()
     for row in (*split.train, *split.gallery, *split.queries):
         rows.update(f"{row.sku}|{os.path.relpath(row.path, job.dataset.root)}\n".encode("utf-8", "surrogateescape"))
-    return {"recipe": job.recipe.to_json(), "rows": rows.hexdigest(), "encoder": spec.digest, "name": spec.name}
+    facts = {"recipe": job.recipe.to_json(), "rows": rows.hexdigest(), "encoder": spec.digest, "name": spec.name}
+    if job.lookalikes is None:
+        return facts
+    listed = {"path": safe_text(str(job.lookalikes.absolute())), "sha256": artefact.file_digest(job.lookalikes)}
+    return {**facts, "lookalikes": listed}
 
 
 def runs(out: Path) -> list[Path]:
@@ -192,6 +204,18 @@ def unfinished(out: Path) -> Path:
 def recorded_recipe(folder: Path) -> Recipe:
     """Return the recipe that a run was started with. Raises ConfigError when its record is unreadable."""
     return recipe_from(_started_with(folder)["recipe"], str(folder / RUN))
+
+
+def recorded_lookalikes(folder: Path) -> Path | None:
+    """Return the list of look-alikes that a run was started with, None where there was none. Raises ConfigError."""
+    path = _listed(_started_with(folder)).get("path")
+    return None if path is None else Path(path)
+
+
+def _listed(start: dict[str, Any]) -> dict[str, str]:
+    """Return path and digest of the look-alikes in the record of a start, empty where there were none."""
+    found = start.get("lookalikes")
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _started_with(folder: Path) -> dict[str, Any]:
@@ -216,9 +240,11 @@ def _new_run(out: Path, start: dict[str, Any]) -> Path:
 
 def _require_same(folder: Path, start: dict[str, Any]) -> None:
     before = _started_with(folder)
-    if before["recipe"] != start["recipe"]:
+    if recorded_recipe(folder).to_json() != start["recipe"]:  # keys newer than the record have their defaults
         raise ConfigError(f"{folder} was started with another recipe", "leave out --resume to start anew")
     if before["rows"] != start["rows"]:
         raise DataError(f"the pictures changed since {folder} was started", "leave out --resume to start anew")
     if before["encoder"] != start["encoder"]:
         raise ConfigError(f"the encoder changed since {folder} was started", "leave out --resume to start anew")
+    if _listed(before).get("sha256") != _listed(start).get("sha256"):
+        raise DataError(f"the look-alikes changed since {folder} was started", "leave out --resume to start anew")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from skumatch.embed import Pipeline, cores
 from skumatch.errors import ModelError
 from skumatch.finetune.augment import augment
 from skumatch.finetune.data import Batch, Canvases, Split
-from skumatch.finetune.sampler import epoch_order
+from skumatch.finetune.sampler import Lookalikes, epoch_order, lookalike_order
 from skumatch.finetune.schedule import Schedule
 from skumatch.finetune.state import TrainState
 from skumatch.finetune.validate import BothLayers, Validation, validate
@@ -74,6 +74,7 @@ class Trainer:
     pipeline: Pipeline
     reporter: Reporter
     should_stop: Callable[[], bool] = never
+    lookalikes: Lookalikes = field(default_factory=Lookalikes)
 
     def __post_init__(self) -> None:
         skus = {sku: label for label, sku in enumerate(self.split.skus)}
@@ -103,6 +104,7 @@ class Trainer:
         state, epoch = self.state, self.state.epoch
         state.set_stage(self.schedule.head_only(epoch))
         order = epoch_order(self.labels, state.recipe.balance, state.recipe.seed, epoch)
+        order = lookalike_order(order, self.labels, state.recipe.batch, self.lookalikes, (state.recipe.seed, epoch))
         size = self._size()
         rest = order[state.step * state.recipe.batch :]
         losses: list[float] = []

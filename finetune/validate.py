@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from torch import nn
 
 from skumatch.dataset import Row
 from skumatch.embed import Pipeline
+from skumatch.eval.intervals import SIGNIFICANT, mcnemar
 from skumatch.runtime.torch import FEATURES, HEAD, Network
 from skumatch.spec import Pixels, Spec, Vectors
 
 LAYERS = (FEATURES, HEAD)
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,3 @@ def choose_layer(serve: str, validation: Validation) -> str:
     features, head = validation.right[FEATURES], validation.right[HEAD]
     gained, lost = int((head & ~features).sum()), int((features & ~head).sum())
     return HEAD if gained > lost and mcnemar(gained, lost) < SIGNIFICANT else FEATURES
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """Return the two-sided exact binomial p-value of ``gained`` against ``lost`` discordant pairs."""
-    n, most = gained + lost, max(gained, lost)
-    tail: float = sum(math.comb(n, i) for i in range(most, n + 1)) / 2**n
-    return min(1.0, 2 * tail)

@@ -1,7 +1,7 @@
 """The gallery: reference views per SKU, searchable, as a folder of versions over immutable segments.
 
     gallery/CURRENT                 one line: the current version
-    gallery/v000001/gallery.json    spec, segments, removed ids, thresholds, SKU titles' file and digests
+    gallery/v000001/gallery.json    spec, segments, removed ids, SKU titles' file and digests
     gallery/segments/<digest>/      vectors.f32, rows.parquet, thumbs.bin, segment.json
 
 Every change publishes a new version; an error on the way leaves the old one current.
@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from skumatch import artefact, decide
+from skumatch import artefact
+from skumatch.calibration import COHESION_VIEWS, cohesion_of
 from skumatch.errors import GalleryError, SpecMismatch, nearest
 from skumatch.index.exact import ExactIndex
 from skumatch.nearest import Nearest, nearest_skus
 from skumatch.segment import Segment, SegmentWriter, ViewRow, segment_name
-from skumatch.spec import Spec, Vectors
+from skumatch.spec import Ids, Spec, Vectors
 
 MANIFEST = "gallery.json"
 TITLES = "titles.json"
@@ -67,8 +68,8 @@ class Gallery:
             self._place.update((int(segment.ids[i]), (number, int(i))) for i in live)
             self.index.add(segment.ids[live], np.asarray(segment.vectors[live]))
         self.skus = list(code_of)
-        facts = document["thresholds"]
-        self.thresholds = decide.Thresholds(**facts) if facts else None
+        self._cohesion: dict[int, tuple[float, int]] = {}
+        self._order: Ids | None = None  # view ids sorted by SKU, made when first needed
 
     def __len__(self) -> int:
         """Return the number of reference views."""
@@ -120,19 +121,35 @@ class Gallery:
             raise GalleryError(
                 f"gallery {self.store} has no SKU '{sku}'", f"nearest names are: {near or 'none similar'}"
             )
-        return [int(i) for i in np.flatnonzero(self._codes == self.skus.index(sku))]
+        return list(map(int, self._ids_with(self.skus.index(sku))))
+
+    def _ids_with(self, code: int) -> Ids:
+        """Return the ids of the views of the SKU with ``code``, ascending."""
+        if self._order is None:
+            self._order = np.argsort(self._codes, kind="stable")
+        low, high = np.searchsorted(self._codes, [code, code + 1], sorter=self._order)
+        return self._order[low:high]
 
     def counts(self) -> dict[str, int]:
         """Return the number of views per SKU."""
         found = Counter(self._codes[self._codes >= 0].tolist())
         return {sku: found[code] for code, sku in enumerate(self.skus)}
 
-    def measure_thresholds(self) -> decide.Thresholds | None:
-        """Return thresholds fitted on this version's own views."""
-        ids = np.array(sorted(self._place), np.int64)
-        places = [self._place[int(i)] for i in ids]
-        chosen = np.stack([self.segments[number].vectors[position] for number, position in places])
-        return decide.measure(self.index, self._codes, ids, chosen)
+    def cohesion(self, code: int) -> tuple[float, int]:
+        """Return how alike the views of the SKU with ``code`` are (mean cosine to the nearest sister; NaN for a single
+        view) and how many it has."""
+        if code not in self._cohesion:
+            ids = self._ids_with(code)
+            self._cohesion[code] = (cohesion_of(self.vectors_of(ids[:COHESION_VIEWS])), len(ids))
+        return self._cohesion[code]
+
+    def vectors_of(self, ids: Ids) -> Vectors:
+        """Return float32 (N, D) rows of views by id. Raises GalleryError when one is not there."""
+        places = [self._find(int(i)) for i in ids]
+        found = np.empty((len(places), self.spec.dim), np.float32)
+        for line, (number, position) in enumerate(places):
+            found[line] = self.segments[number].vectors[position]
+        return found
 
 
 def open_gallery(store: Path, full: bool = False) -> Gallery:
@@ -169,25 +186,16 @@ def write_segment(store: Path, spec: Spec, batches: Iterator[Sequence[NewView]],
     return stage.name, writer.count
 
 
-def publish(store: Path, document: dict[str, Any], titles: Mapping[str, str], fit: bool) -> Gallery:
-    """Publish ``document`` as the next version and return it opened; ``fit`` measures the thresholds anew."""
+def publish(store: Path, document: dict[str, Any], titles: Mapping[str, str]) -> Gallery:
+    """Publish ``document`` as the next version and return it opened."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     facts = {**document, "kind": "gallery", "format": FORMAT, "time": now}
-    if fit:
-        facts["thresholds"] = _measured(store, facts)
     final = store / artefact.next_version(store)
     with artefact.staged(store, final.name) as stage:
         (stage.folder / TITLES).write_text(json.dumps(dict(titles), indent=0, sort_keys=True))
         artefact.seal(stage.folder, MANIFEST, facts)
     artefact.set_current(store, final.name)
     return open_gallery(store)
-
-
-def _measured(store: Path, facts: dict[str, Any]) -> dict[str, float] | None:
-    """Return thresholds measured on the views of a version that is not yet published."""
-    segments = [Segment(store / SEGMENTS / name) for name in facts["segments"]]
-    found = Gallery(store / "unpublished", {**facts, "thresholds": None}, segments, {}).measure_thresholds()
-    return found.to_json() if found else None
 
 
 def create(store: Path, spec: Spec, batches: Iterator[Sequence[NewView]], titles: Mapping[str, str]) -> Gallery:
@@ -200,9 +208,8 @@ def create(store: Path, spec: Spec, batches: Iterator[Sequence[NewView]], titles
         "next_id": count,
         "parent": artefact.versions(store)[-1] if artefact.versions(store) else None,
         "reason": "build",
-        "thresholds": None,
     }
-    return publish(store, document, titles, fit=True)
+    return publish(store, document, titles)
 
 
 def add_views(gallery: Gallery, batches: Iterator[Sequence[NewView]], titles: Mapping[str, str]) -> Gallery:
@@ -214,7 +221,7 @@ def add_views(gallery: Gallery, batches: Iterator[Sequence[NewView]], titles: Ma
         "parent": gallery.version,
         "reason": f"add {count} views",
     }
-    return publish(gallery.store, {**_kept(gallery), **changes}, {**gallery.titles, **titles}, fit=False)
+    return publish(gallery.store, {**_kept(gallery), **changes}, {**gallery.titles, **titles})
 
 
 def remove_views(gallery: Gallery, ids: Sequence[int]) -> Gallery:
@@ -228,7 +235,7 @@ def remove_views(gallery: Gallery, ids: Sequence[int]) -> Gallery:
         "parent": gallery.version,
         "reason": f"remove {len(set(ids))} views",
     }
-    return publish(gallery.store, {**_kept(gallery), **changes}, gallery.titles, fit=False)
+    return publish(gallery.store, {**_kept(gallery), **changes}, gallery.titles)
 
 
 def _kept(gallery: Gallery) -> dict[str, Any]:

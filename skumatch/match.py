@@ -9,12 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skumatch.decide import Decision, decide
+import numpy as np
+
+from skumatch.calibration import FILE, Calibration, Decision, evidence_of, shrunk
 from skumatch.embed import Embedded, Pipeline, Progress, Source, no_progress
 from skumatch.encoder import Encoder, open_encoder
-from skumatch.errors import GalleryError, ImageError
+from skumatch.errors import GalleryError, ImageError, SpecMismatch
 from skumatch.gallery import Gallery, open_gallery
-from skumatch.spec import Ids, Vectors
+from skumatch.model import open_bundle
+from skumatch.nearest import Nearest
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Match:
     """One answer for a crop.
 
     ``sku`` with its ``title`` ("" if none); ``score``: cosine, -1..1; ``rank`` from 1; ``view``: id of the reference
-    view that won and ``source`` where it came from; ``decision``: of the crop's best answer.
+    view that won and ``source`` where it came from; ``decision``: of the crop's best answer; ``probability``: that the
+    best answer is right, 0..1, None for the other ranks and without a calibration.
     """
 
     sku: str
@@ -32,6 +36,7 @@ class Match:
     view: int
     source: str
     decision: Decision
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,24 +60,37 @@ class CropMatches:
 
 
 class Matcher:
-    """Answers crops from one gallery with the encoder that the gallery was built with."""
+    """Answers crops from one gallery with the encoder that the gallery was built with.
 
-    def __init__(self, encoder: Encoder, gallery: Gallery, pipeline: Pipeline | None = None) -> None:
-        """Raises SpecMismatch when the gallery was built with another encoder, GalleryError when it is empty."""
+    Without a ``calibration`` (see ``skumatch calibrate``) every answer is for review.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        gallery: Gallery,
+        pipeline: Pipeline | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        """Raises SpecMismatch when the gallery or the calibration is of another encoder, GalleryError when the gallery
+        is empty."""
         gallery.require(encoder.spec)
         if not len(gallery):
             raise GalleryError(f"gallery {gallery.store} is empty", "build it from at least one picture")
+        if calibration is not None and calibration.spec_digest != encoder.spec.digest:
+            raise SpecMismatch("the calibration was fitted with another model", "run `skumatch calibrate` again")
         self.encoder = encoder
         self.gallery = gallery
         self.pipeline = pipeline or Pipeline()
+        self.calibration = calibration
 
     @classmethod
     def open(cls, model: Path | str, gallery: Path | str, device: str = "auto") -> Matcher:
-        """Open a model (bundle folder or encoder name) and a gallery folder.
+        """Open a model (bundle folder or encoder name) with its calibration, and a gallery folder.
 
         Raises ModelError, GalleryError, SpecMismatch, ArtefactError or DeviceError.
         """
-        return cls(open_encoder(model, device), open_gallery(Path(gallery)))
+        return cls(open_encoder(model, device), open_gallery(Path(gallery)), calibration=calibration_of(model))
 
     def match(self, images: Sequence[Source], k: int = 5) -> list[CropMatches]:
         """Match paths, bytes, uint8 (H, W, 3) RGB arrays or Pillow images to their ``k`` nearest SKUs, in order.
@@ -90,22 +108,46 @@ class Matcher:
 
     def _answer(self, batch: Embedded, k: int) -> Iterator[CropMatches]:
         found = self.gallery.search(batch.vectors, max(k, 2))  # the decision looks at the second SKU
+        probabilities = self._probabilities(found)
         line_of = {int(place): line for line, place in enumerate(batch.good)}
         for place, (source, error) in enumerate(zip(batch.sources, batch.errors, strict=True)):
             if error is not None:
                 yield CropMatches(source, (), error)
                 continue
             line = line_of[place]
-            yield CropMatches(source, self._matches(found.scores[line], found.skus[line], found.views[line], k))
+            yield CropMatches(source, self._matches(found, line, k, probabilities[line]))
 
-    def _matches(self, scores: Vectors, skus: Ids, views: Ids, k: int) -> tuple[Match, ...]:
-        decision = decide(scores, self.gallery.thresholds)
+    def _probabilities(self, found: Nearest) -> list[float | None]:
+        """Return how probably each best answer is right; None without a calibration."""
+        rule = self.calibration
+        if rule is None:
+            return [None] * len(found.skus)
+        alike = [shrunk(*self.gallery.cohesion(int(code)), rule.typical) for code in found.skus[:, 0]]
+        return list(rule.probability(evidence_of(found, np.array(alike, np.float64))).tolist())
+
+    def _matches(self, found: Nearest, line: int, k: int, probability: float | None) -> tuple[Match, ...]:
+        rule = self.calibration
+        decision = "review" if rule is None or probability is None else rule.decide(probability)
         answers = []
-        for rank, (score, code, view) in enumerate(zip(scores[:k], skus[:k], views[:k], strict=True), start=1):
+        rows = zip(found.scores[line, :k], found.skus[line, :k], found.views[line, :k], strict=True)
+        for rank, (score, code, view) in enumerate(rows, start=1):
             if code < 0:
                 break
             sku = self.gallery.skus[int(code)]
             title = self.gallery.titles.get(sku, "")
             source = self.gallery.view(int(view)).source
-            answers.append(Match(sku, title, float(score), rank, int(view), source, decision))
+            sure = probability if rank == 1 else None
+            answers.append(Match(sku, title, float(score), rank, int(view), source, decision, sure))
         return tuple(answers)
+
+
+def calibration_of(model: Path | str) -> Calibration | None:
+    """Return the calibration in a bundle (or a store's current one); None where there is none or ``model`` is a name.
+
+    Raises ModelError or ArtefactError for a broken bundle.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    data = open_bundle(folder).file(FILE)
+    return None if data is None else Calibration.read(data)

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "model.json"
 WEIGHTS = "weights.safetensors"
+SKUS = "skus.json"
 FORMAT = 1
 _HEAD = "skumatch_head."
 
@@ -32,6 +35,16 @@ class Bundle:
     folder: Path
     spec: Spec
     document: dict[str, Any]
+
+    def file(self, name: str) -> bytes | None:
+        """Return the content of a file that the manifest names, None where it names none such."""
+        return (self.folder / name).read_bytes() if name in self.document["files"] else None
+
+    def skus(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the SKUs it was trained on and those that were held out; both empty for an untouched encoder."""
+        data = self.file(SKUS)
+        found = json.loads(data) if data is not None else {"trained": [], "held_out": []}
+        return frozenset(found["trained"]), frozenset(found["held_out"])
 
     def load(self) -> tuple[Tower, nn.Linear | None, Spec]:
         """Return (tower with the saved weights, served head or None, spec). Raises ModelError."""
@@ -59,25 +72,28 @@ class Bundle:
         return tower, head, self.spec
 
 
-def save_bundle(
-    store: Path,
-    tower: Tower,
-    head: nn.Linear | None,
-    spec: Spec,
-    facts: dict[str, Any],
-    tensors: dict[str, Tensor],
-    make_current: bool = True,
-) -> Path:
-    """Publish ``tensors`` (the tower's state dict) and the head as the next version in ``store``.
+@dataclass(frozen=True)
+class Contents:
+    """What a bundle holds: ``facts`` (JSON-ready provenance, recipe, metrics), ``tensors`` (the tower's state dict) and
+    further ``files`` by name."""
 
-    ``facts``: JSON-ready provenance, recipe and metrics. Returns the version's folder, which
-    becomes the store's current one unless ``make_current`` is false. Raises ArtefactError when the
-    disk refuses; the store is then as it was.
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+def save_bundle(
+    store: Path, tower: Tower, head: nn.Linear | None, spec: Spec, contents: Contents, make_current: bool = True
+) -> Path:
+    """Publish ``contents`` and the head as the next version in ``store``.
+
+    Returns the version's folder, which becomes the store's current one unless ``make_current`` is false. Raises
+    ArtefactError when the disk refuses; the store is then as it was.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in contents.tensors.items()}
     if head is not None:
         state[f"{_HEAD}weight"] = head.weight.detach().cpu().contiguous()
     final = store / artefact.next_version(store)
@@ -88,18 +104,52 @@ def save_bundle(
             raise ArtefactError(f"cannot write {final / WEIGHTS} ({error})", "free some space, run it again") from error
         if tower.text is not None:
             tower.text.save_tokenizer(stage.folder)
+        for name, data in contents.files.items():
+            (stage.folder / name).write_bytes(data)
         document = {
             "kind": "model",
             "format": FORMAT,
             "spec": spec.to_json(),
             "architecture": tower.architecture,
             "text": tower.text is not None,
-            **finite(facts),
+            **finite(contents.facts),
         }
         artefact.seal(stage.folder, MANIFEST, document)
     if make_current:
         artefact.set_current(store, final.name)
     return final
+
+
+def with_files(bundle: Bundle, files: dict[str, bytes | None]) -> Path:
+    """Publish a version of ``bundle`` with ``files`` added or replaced (None: left out) and make it current.
+
+    The network and its digest are the same, so galleries stay valid; the other files are hard links where the disk
+    allows them. Raises ModelError when the bundle is not a version in a store, ArtefactError when the disk refuses.
+    """
+    folder = bundle.folder
+    store = folder.parent
+    if folder.name not in artefact.versions(store):
+        raise ModelError(f"{folder} is not a version in a model store", "give the store that `skumatch finetune` wrote")
+    final = store / artefact.next_version(store)
+    with artefact.staged(store, final.name) as stage:
+        for name in bundle.document["files"]:
+            if name not in files:
+                (stage.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                _link(folder / name, stage.folder / name)
+        for name, data in files.items():
+            if data is not None:
+                (stage.folder / name).write_bytes(data)
+        document = {key: value for key, value in bundle.document.items() if key not in ("files", "manifest_digest")}
+        artefact.seal(stage.folder, MANIFEST, {**document, "parent": folder.name})
+    artefact.set_current(store, final.name)
+    return final
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
 
 
 def finite(value: Any) -> Any:

@@ -111,9 +111,9 @@ class PageWriter:
 
     def _start(self, file: BinaryIO) -> None:
         """Write everything above the rows, with a blank where the counts will stand."""
-        pairs = ((_text(key), _text(value)) for key, value in self.facts.items())
+        pairs = ((escaped(key), escaped(value)) for key, value in self.facts.items())
         facts = "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>\n" for key, value in pairs)
-        file.write(HEAD.replace("{style}", STYLE).replace("{title}", _text(self.title)).encode())
+        file.write(HEAD.replace("{style}", COLOURS + STYLE).replace("{title}", escaped(self.title)).encode())
         self._counts_at = file.tell()
         file.write(b" " * RESERVED + f"\n<dl>\n{facts}</dl>\n</header>\n<main>\n".encode())
 
@@ -147,8 +147,8 @@ def printable(text: str) -> str:
     return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c for c in text)
 
 
-def _text(text: str) -> str:
-    """Return ``text`` safe inside HTML elements and double-quoted attributes."""
+def escaped(text: str) -> str:
+    """Return ``text`` printable, and safe inside HTML elements and double-quoted attributes."""
     return html.escape(printable(text))
 
 
@@ -164,20 +164,20 @@ def _picture(jpeg: bytes | None, alt: str) -> str:
     if jpeg is None:
         return '<div class="pic none">no picture</div>'
     data = base64.b64encode(jpeg).decode("ascii")
-    return f'<div class="pic"><img decoding="async" alt="{_text(alt)}" src="data:image/jpeg;base64,{data}"></div>'
+    return f'<div class="pic"><img decoding="async" alt="{escaped(alt)}" src="data:image/jpeg;base64,{data}"></div>'
 
 
 def _row(row: PageRow) -> str:
     """Return one article: the crop, its decision and its views in rank order."""
     name = PurePath(row.crop).name or row.crop
     views = "\n".join(_view(rank, view) for rank, view in enumerate(row.views, start=1))
-    error = f'<p class="why">{_text(row.error)}</p>\n' if row.error else ""
+    error = f'<p class="why">{escaped(row.error)}</p>\n' if row.error else ""
     listed = f'<ol class="views">\n{views}\n</ol>\n' if row.views else ""
     nothing = "" if row.views or row.error else '<p class="why">no reference views</p>\n'
     return (
         f'<article class="row">\n<div class="crop">{_picture(row.picture, f"crop {name}")}\n<div class="head">\n'
-        f'<h2 dir="auto">{_text(name)}</h2>\n<p class="badge {row.decision}">{row.decision}</p>\n'
-        f'<p class="path">{_text(row.crop)}</p>\n</div>\n</div>\n{error}{nothing}{listed}</article>\n'
+        f'<h2 dir="auto">{escaped(name)}</h2>\n<p class="badge {row.decision}">{row.decision}</p>\n'
+        f'<p class="path">{escaped(row.crop)}</p>\n</div>\n</div>\n{error}{nothing}{listed}</article>\n'
     )
 
 
@@ -185,7 +185,7 @@ def _view(rank: int, view: PageView) -> str:
     """Return one list item: thumbnail, rank, SKU, score (three decimals) with its bar, source."""
     width = 100 * min(max(view.score, 0.0), 1.0) if view.score == view.score else 0.0  # a NaN has no bar
     bar = f'<div class="bar" aria-hidden="true"><i style="width:{width:.1f}%"></i></div>'
-    sku, source, file = _text(view.sku), _text(view.source), _text(PurePath(view.source).name)
+    sku, source, file = escaped(view.sku), escaped(view.source), escaped(PurePath(view.source).name)
     return (
         f"<li>{_picture(view.thumb, f'reference view of {view.sku}')}\n"
         f'<div class="about"><h3 title="{sku}"><span class="rank">{rank}</span> <bdi>{sku}</bdi></h3>\n'
@@ -210,7 +210,8 @@ HEAD = """<!DOCTYPE html>
 <h1>{title}</h1>
 """
 
-STYLE = """
+# Shared with the other pages that skumatch writes (eval/html.py).
+COLOURS = """
 :root { --page: #f6f6f4; --card: #fff; --ink: #1d1f21; --soft: #61666c; --line: #e2e2de; --bar: #33658a;
   --accept: #14532d; --accept-bg: #dcf2e2; --review: #664300; --review-bg: #fcedc9;
   --unknown: #3b424b; --unknown-bg: #e5e8ec; --error: #86190f; --error-bg: #fbdfdb; }
@@ -219,6 +220,9 @@ STYLE = """
     --accept: #a9e5bc; --accept-bg: #173a24; --review: #f6d58a; --review-bg: #45340c;
     --unknown: #ccd3da; --unknown-bg: #343a41; --error: #fbb8af; --error-bg: #511b15; } }
 * { box-sizing: border-box; margin: 0; }
+"""
+
+STYLE = """
 body { background: var(--page); color: var(--ink); font: 15px/1.4 system-ui, sans-serif; padding: 24px 16px 48px; }
 header, main { max-width: 1240px; margin: 0 auto; overflow-wrap: anywhere; }
 h1 { font-size: 24px; line-height: 1.25; }

@@ -1,7 +1,7 @@
 """Open a data set in any of the formats that skumatch reads, as one ``Dataset``.
 
-This module chooses the format; how each is read stands in ``readers_folders`` and ``readers_lists``. Nothing here opens
-a picture: a million names stream in seconds, and ``skumatch.datacheck`` says which files are bad.
+This module chooses the format; how each is read stands in the other ``readers_*`` modules. Nothing here opens a
+picture: a million names stream in seconds, and ``skumatch.datacheck`` says which files are bad.
 """
 
 from __future__ import annotations
@@ -10,18 +10,38 @@ from pathlib import Path
 
 from skumatch.dataset import Dataset, Row
 from skumatch.errors import DataError, nearest
+from skumatch.readers_benchmarks import is_inshop, is_sop, read_inshop, read_sop
 from skumatch.readers_common import contents, safe_text, shown
 from skumatch.readers_folders import is_folder, is_rp2k, read_folder, read_rp2k
+from skumatch.readers_grozi import is_grozi, read_grozi
 from skumatch.readers_lists import is_grocery, is_products, read_grocery, read_manifest, read_products
 from skumatch.readers_tables import TABLE_SUFFIXES
 
 __all__ = ["FORMATS", "detect_format", "open_dataset", "safe_text"]
 
-FORMATS = ("auto", "rp2k", "folder", "csv", "grocery-store", "products-10k")
-# The most particular first: Products-10K and Grocery Store have a train/ folder too.
-_DETECTORS = {"grocery-store": is_grocery, "products-10k": is_products, "rp2k": is_rp2k, "folder": is_folder}
+FORMATS = ("auto", "rp2k", "folder", "csv", "grocery-store", "products-10k", "grozi-120", "sop", "in-shop")
+# The most particular first: Products-10K and Grocery Store have a train/ folder too, and the folders of pictures that
+# Stanford Online Products and GroZi-120 have at their root would pass for SKUs.
+_DETECTORS = {
+    "grocery-store": is_grocery,
+    "products-10k": is_products,
+    "grozi-120": is_grozi,
+    "sop": is_sop,
+    "in-shop": is_inshop,
+    "rp2k": is_rp2k,
+    "folder": is_folder,
+}
+_READERS = {
+    "rp2k": read_rp2k,
+    "grocery-store": read_grocery,
+    "products-10k": read_products,
+    "grozi-120": read_grozi,
+    "sop": read_sop,
+    "in-shop": read_inshop,
+}
 _LOOKED_FOR = (
     "looked for grocery-store (train.txt and classes.csv), products-10k (train.csv with name,class beside train/), "
+    "grozi-120 (inVitro/ beside inSitu/), sop (Ebay_train.txt), in-shop (Eval/list_eval_partition.txt), "
     "rp2k (train/<sku>/<picture>, also under all/) and folder (<sku>/<picture>)"
 )
 
@@ -65,7 +85,7 @@ def _read(path: Path, format: str, seed: int) -> list[Row]:
         return read_manifest(path, seed)
     if format == "folder":
         return read_folder(path, seed)
-    return {"rp2k": read_rp2k, "grocery-store": read_grocery, "products-10k": read_products}[format](path)
+    return _READERS[format](path)
 
 
 def _check_exists(path: Path) -> None:

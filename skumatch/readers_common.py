@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from skumatch.errors import DataError
@@ -90,6 +90,21 @@ def holds_pictures(folder: Path) -> bool:
 def holds_sku_folders(folder: Path) -> bool:
     """Return whether ``folder`` has a sub-folder with a picture directly in it."""
     return folder.is_dir() and any(holds_pictures(folder / name) for name in list_folder(folder)[0])
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line) of a text file without its empty lines.
+
+    Text is UTF-8 with or without a byte order mark; other bytes survive as surrogates. Raises DataError when the file
+    cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, line.rstrip("\n")
+    except OSError as error:
+        raise DataError(f"cannot read {shown(path)}: {error.strerror}", "check its permissions") from error
 
 
 def contents(folder: Path) -> str:

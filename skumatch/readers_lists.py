@@ -11,10 +11,11 @@ from pathlib import Path
 
 from skumatch.dataset import Row
 from skumatch.errors import DataError, nearest
-from skumatch.readers_common import NO_EXTRA, SPLITS, SkuNames, safe_text, seeded_splits, shown
+from skumatch.readers_common import NO_EXTRA, SPLITS, SkuNames, read_lines, safe_text, seeded_splits, shown
 from skumatch.readers_tables import Table, read_table
 
-SPLIT_NAMES = {**{name: name for name in SPLITS}, "query": "test"}
+CATALOGUE = "catalogue"  # studio pictures beside the shop's photos: part of no protocol unless asked for
+SPLIT_NAMES = {**{name: name for name in SPLITS}, "query": "test", CATALOGUE: CATALOGUE}
 GROCERY_LISTS = ("train", "val", "test")
 PRODUCTS_TEST_LISTS = ("test_kaggletest.csv", "test.csv")
 
@@ -48,7 +49,7 @@ def read_manifest(path: Path, seed: int) -> list[Row]:
 
 def is_grocery(root: Path) -> bool:
     """Return whether ``root`` or ``root/dataset`` has the Grocery Store lists."""
-    return _grocery_base(root) is not None
+    return grocery_base(root) is not None
 
 
 def read_grocery(root: Path) -> list[Row]:
@@ -57,7 +58,7 @@ def read_grocery(root: Path) -> list[Row]:
     SKU: fine class; group: coarse class; extra ``department``: fruit, vegetables or packages. Raises DataError for
     missing lists or a line that names no known class.
     """
-    base = _grocery_base(root)
+    base = grocery_base(root)
     if base is None:
         raise DataError(
             f"{shown(root)} has no train.txt beside classes.csv, nor has its dataset/",
@@ -71,6 +72,14 @@ def read_grocery(root: Path) -> list[Row]:
     if not rows:
         raise DataError(f"the lists in {shown(base)} name no pictures", "unpack the data set again")
     return rows
+
+
+def grocery_base(root: Path) -> Path | None:
+    """Return the folder with the Grocery Store lists: ``root`` or ``root/dataset``, None where neither has them."""
+    for base in (root, root / "dataset"):
+        if (base / "train.txt").is_file() and (base / "classes.csv").is_file():
+            return base
+    return None
 
 
 def is_products(root: Path) -> bool:
@@ -161,13 +170,6 @@ def _with_split(row: Row, split: str) -> Row:
     return Row(row.path, row.sku, split, row.title, row.group, row.extra)
 
 
-def _grocery_base(root: Path) -> Path | None:
-    for base in (root, root / "dataset"):
-        if (base / "train.txt").is_file() and (base / "classes.csv").is_file():
-            return base
-    return None
-
-
 def _grocery_classes(path: Path) -> dict[str, tuple[str, str]]:
     """Return class id -> (fine, coarse) name."""
     table = read_table(path)
@@ -182,13 +184,7 @@ def _grocery_rows(base: Path, split: str, classes: Mapping[str, tuple[str, str]]
     path = base / f"{split}.txt"
     sku_of, texts = SkuNames(path), _Texts()
     departments: dict[str, Mapping[str, str]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
-    except OSError as error:
-        raise DataError(f"cannot read {shown(path)}: {error.strerror}", "check its permissions") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         name, fine = _grocery_line(path, number, line)
         if fine not in classes:
             raise DataError(f"{shown(path)}, line {number}, names class {fine}, not in classes.csv", "correct the line")

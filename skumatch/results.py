@@ -15,7 +15,7 @@ from skumatch.errors import ConfigError
 from skumatch.match import CropMatches
 from skumatch.readers import safe_text
 
-COLUMNS = ("crop", "rank", "sku", "score", "view", "decision", "error")
+COLUMNS = ("crop", "rank", "sku", "score", "view", "decision", "probability", "error")
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 Record = dict[str, Any]
 
@@ -25,8 +25,8 @@ def records(found: CropMatches) -> list[Record]:
     crop = os.fspath(found.crop) if isinstance(found.crop, (str, Path)) else "<image>"
     if not found.matches:
         error = found.error.what if found.error else "no SKU in the gallery"
-        return [_record(crop, None, "", None, "", "error", error)]
-    return [_record(crop, m.rank, m.sku, m.score, m.source, m.decision, "") for m in found.matches]
+        return [_record(crop, None, "", None, "", "error", None, error)]
+    return [_record(crop, m.rank, m.sku, m.score, m.source, m.decision, m.probability, "") for m in found.matches]
 
 
 def _record(*values: Any) -> Record:
@@ -59,11 +59,9 @@ class CsvWriter:
             self.table.writerow(COLUMNS)
 
     def write(self, rows: Sequence[Record]) -> None:
-        """Append ``rows``; scores with six decimals, nothing for what is absent."""
+        """Append ``rows``; scores and probabilities with six decimals, nothing for what is absent."""
         for row in rows:
-            score = "" if row["score"] is None else f"{row['score']:.6f}"
-            rank = "" if row["rank"] is None else row["rank"]
-            self.table.writerow([score if c == "score" else rank if c == "rank" else row[c] for c in COLUMNS])
+            self.table.writerow([_cell(row[column]) for column in COLUMNS])
 
     def flush(self) -> None:
         """Flush the stream."""
@@ -72,6 +70,12 @@ class CsvWriter:
     def close(self) -> None:
         """Flush; the stream belongs to the caller."""
         self.stream.flush()
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    return f"{value:.6f}" if isinstance(value, float) else value
 
 
 class JsonWriter:
@@ -102,7 +106,7 @@ class ParquetWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        kinds = {"rank": pa.int32(), "score": pa.float32()}
+        kinds = {"rank": pa.int32(), "score": pa.float32(), "probability": pa.float32()}
         self._pa = pa
         self._schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
         self._file = pq.ParquetWriter(path, self._schema)

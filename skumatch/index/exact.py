@@ -47,10 +47,14 @@ class ExactIndex:
 
     def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> tuple[Vectors, Ids]:
         """Return scores (N, k), best first (ties: smaller id first), and ids (N, k), -1 where there are no more."""
-        options = None
+        how = {}
         if allowed is not None:
             chosen = np.ascontiguousarray(allowed, np.int64)
-            options = self._faiss.SearchParameters(sel=self._faiss.IDSelectorBatch(chosen))
-        scores, ids = self._index.search(np.ascontiguousarray(queries, np.float32), k, params=options)
-        order = np.lexsort((np.where(ids < 0, np.iinfo(np.int64).max, ids), -scores), axis=1)
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+            how["params"] = self._faiss.SearchParameters(sel=self._faiss.IDSelectorBatch(chosen))
+        scores, ids = self._index.search(np.ascontiguousarray(queries, np.float32), k, **how)
+        tied = np.flatnonzero((scores[:, 1:] == scores[:, :-1]).any(axis=1))  # the rest is in order already
+        if len(tied):
+            some, theirs = scores[tied], ids[tied]
+            order = np.lexsort((np.where(theirs < 0, np.iinfo(np.int64).max, theirs), -some), axis=1)
+            scores[tied], ids[tied] = np.take_along_axis(some, order, 1), np.take_along_axis(theirs, order, 1)
+        return scores, ids

@@ -1,11 +1,20 @@
-"""Metrics against brute force, and what the interval says about correlated queries."""
+"""Measures per query and per SKU against brute force and by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from skumatch.eval.metrics import accuracy, confusions, hit_ranks, per_sku, top_k
+from skumatch.eval.metrics import (
+    average_precision_at_r,
+    confusions,
+    hit_ranks,
+    macro,
+    per_sku,
+    reciprocal_ranks,
+    sku_means,
+    top_k,
+)
 
 
 def test_ranks_and_top_k_agree_with_brute_force() -> None:
@@ -24,46 +33,53 @@ def test_the_first_right_answer_counts() -> None:
     assert hit_ranks(np.array([[3, 7, 7, 7]]), np.array([7])).tolist() == [2]
 
 
-def test_the_interval_holds_the_mean_and_is_seeded() -> None:
-    rng = np.random.default_rng(1)
-    hits = (rng.random(300) < 0.7).astype(np.float64)
-    skus = rng.integers(0, 40, 300).astype(np.int64)
-    found = accuracy(hits, skus)
-    assert found.value == hits.mean()
-    assert 0 <= found.low < found.value < found.high <= 1
-    assert accuracy(hits, skus) == found
-    assert accuracy(hits, skus, seed=1) != found
+def test_padding_is_not_the_answer_to_a_query_without_a_gallery_view() -> None:
+    assert hit_ranks(np.array([[4, -1], [4, -1]]), np.array([-1, 4])).tolist() == [0, 1]
+    assert hit_ranks(np.zeros((2, 0), np.int64), np.array([0, 1])).tolist() == [0, 0]
 
 
-def test_the_interval_covers_the_truth_about_19_times_in_20() -> None:
-    rng = np.random.default_rng(2)
-    covered = 0
-    for _ in range(100):
-        difficulty = rng.beta(7, 3, 60)  # mean 0.7; SKUs differ
-        skus = np.repeat(np.arange(60), 5).astype(np.int64)
-        found = accuracy((rng.random(300) < difficulty[skus]).astype(np.float64), skus)
-        covered += found.low <= 0.7 <= found.high
-    assert covered >= 86
+def test_reciprocal_ranks_of_no_hit_are_0() -> None:
+    assert reciprocal_ranks(np.array([1, 0, 4])).tolist() == [1.0, 0.0, 0.25]
 
 
-def test_queries_of_one_sku_that_hang_together_widen_the_interval() -> None:
-    skus = np.repeat(np.arange(20), 20).astype(np.int64)
-    all_or_nothing = np.repeat(np.arange(20) % 2, 20).astype(np.float64)
-    by_sku = accuracy(all_or_nothing, skus)
-    by_query = accuracy(all_or_nothing, np.arange(400, dtype=np.int64))
-    assert by_sku.value == by_query.value == 0.5
-    assert by_sku.high - by_sku.low > 3 * (by_query.high - by_query.low)
+def test_average_precision_at_r_by_hand() -> None:
+    relevant = np.array([[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
+    found = average_precision_at_r(relevant, np.array([3, 2, 1, 2, 2]))
+    assert found.tolist() == pytest.approx([(1 + 2 / 3) / 3, (1 / 2) / 2, 0, 1, 0])  # a hit beyond rank R is no help
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_without_variation_the_interval_is_a_point(value: float) -> None:
-    found = accuracy(np.full(10, value), np.arange(10, dtype=np.int64))
-    assert (found.value, found.low, found.high) == (value, value, value)
+def test_average_precision_without_a_view_is_undefined() -> None:
+    found = average_precision_at_r(np.zeros((2, 3), bool), np.array([0, 1]))
+    assert np.isnan(found[0]) and found[1] == 0
+    assert average_precision_at_r(np.zeros((0, 0), bool), np.zeros(0, np.int64)).shape == (0,)
 
 
-def test_no_queries_have_no_accuracy() -> None:
+def test_a_list_that_was_cut_has_no_average_precision() -> None:
+    with pytest.raises(ValueError, match="2 ranks, but a SKU has 3 views"):
+        average_precision_at_r(np.ones((1, 2), bool), np.array([3]))
+    with pytest.raises(ValueError, match="more relevant views"):
+        average_precision_at_r(np.ones((1, 2), bool), np.array([1]))
+
+
+def test_average_precision_rewards_a_view_that_moves_up() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        relevant = rng.random((1, 10)) < 0.4
+        total = relevant.sum(axis=1).astype(np.int64)
+        places = [i for i in range(1, 10) if relevant[0, i] and not relevant[0, i - 1] and i <= total[0]]
+        better = relevant.copy()
+        for place in places[:1]:
+            better[0, [place - 1, place]] = better[0, [place, place - 1]]
+            assert average_precision_at_r(better, total)[0] > average_precision_at_r(relevant, total)[0]
+        assert 0 <= np.nan_to_num(average_precision_at_r(relevant, total)[0]) <= 1
+
+
+def test_macro_gives_each_sku_one_voice() -> None:
+    values, skus = np.array([1.0, 1.0, 1.0, 0.0]), np.array([9, 9, 9, 2])
+    assert macro(values, skus) == 0.5
+    assert sku_means(values, skus).tolist() == [0.0, 1.0]
     with pytest.raises(ValueError, match="no queries"):
-        accuracy(np.zeros(0), np.zeros(0, np.int64))
+        macro(np.zeros(0), np.zeros(0, np.int64))
 
 
 def test_per_sku_counts_and_averages() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from skumatch.dataset import Row
 from skumatch.embed import Pipeline
 from skumatch.encoder import Encoder
-from skumatch.finetune.validate import BothLayers, Validation, choose_layer, mcnemar, validate
+from skumatch.finetune.validate import BothLayers, Validation, choose_layer, validate
 from skumatch.readers import open_dataset
 from skumatch.runtime.torch import FEATURES, HEAD, Network
 
@@ -26,15 +26,6 @@ def answers(right_features: int, right_head: int, shared: int, count: int = 100)
     head[:shared] = True
     head[right_features : right_features + right_head - shared] = True
     return Validation({FEATURES: features, HEAD: head})
-
-
-@pytest.mark.parametrize(
-    ("gained", "lost", "p"),
-    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (6, 0, 0.03125), (8, 2, 0.109375), (9, 1, 0.021484375), (3, 3, 1.0)],
-)
-def test_mcnemar_is_the_exact_binomial(gained: int, lost: int, p: float) -> None:
-    assert mcnemar(gained, lost) == pytest.approx(p)
-    assert mcnemar(lost, gained) == pytest.approx(p)
 
 
 def test_features_are_served_on_a_draw() -> None:

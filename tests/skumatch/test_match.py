@@ -126,12 +126,12 @@ def test_opening_says_what_is_missing(gallery_path: Path, tmp_path: Path) -> Non
 
 def test_opening_a_saved_model_and_its_gallery(patterns: Path, tmp_path: Path) -> None:
     from skumatch.encoder import open_encoder
-    from skumatch.model import save_bundle
+    from skumatch.model import Contents, save_bundle
     from skumatch.towers.build import ModelSource
 
     encoder = open_encoder(ModelSource("timm:test_efficientnet", random_init=True, size=64, resize="squash"), "cpu")
     tower = encoder.tower
-    save_bundle(tmp_path / "models", tower, None, encoder.spec, {}, tower.model.state_dict())
+    save_bundle(tmp_path / "models", tower, None, encoder.spec, Contents({}, tower.model.state_dict()))
     rows = open_dataset(patterns).split("train").rows
     build_gallery(tmp_path / "g", rows, encoder, Pipeline())
     matcher = Matcher.open(tmp_path / "models", str(tmp_path / "g"), "cpu")

@@ -16,7 +16,7 @@ from torch import nn
 from skumatch import artefact
 from skumatch.encoder import open_encoder
 from skumatch.errors import ArtefactError, ModelError
-from skumatch.model import MANIFEST, WEIGHTS, finite, open_bundle, save_bundle
+from skumatch.model import MANIFEST, WEIGHTS, Contents, finite, open_bundle, save_bundle
 from skumatch.runtime.torch import TorchEncoder, make_spec
 from skumatch.spec import Pixels
 from skumatch.towers.build import ModelSource, build
@@ -46,7 +46,7 @@ def pixels(size: int) -> Pixels:
 
 def save(store: Path, encoder: TorchEncoder, head: nn.Linear | None = None, note: str = "test") -> Path:
     tower = encoder.tower
-    return save_bundle(store, tower, head, make_spec(tower, head), {"note": note}, tower.model.state_dict())
+    return save_bundle(store, tower, head, make_spec(tower, head), Contents({"note": note}, tower.model.state_dict()))
 
 
 def flip(path: Path, position: int) -> bytes:
@@ -115,7 +115,7 @@ def test_a_model_that_lost_its_text_side_opens_without_it(tmp_path: Path) -> Non
     tower = build(ModelSource(TINY, random_init=True))
     tower.text = None
     visual = {name: tensor for name, tensor in tower.model.state_dict().items() if name.startswith("visual.")}
-    save_bundle(tmp_path / "models", tower, None, make_spec(tower), {}, visual)
+    save_bundle(tmp_path / "models", tower, None, make_spec(tower), Contents({}, visual))
     encoder = open_encoder(tmp_path / "models", "cpu")
     assert np.array_equal(encoder.encode(pixels(96)), TorchEncoder(tower, device="cpu").encode(pixels(96)))
     with pytest.raises(ModelError, match="no text tower"):
@@ -156,7 +156,7 @@ def test_weights_that_lack_something_are_refused(tmp_path: Path, conv: TorchEnco
     state = conv.tower.model.state_dict()
     first = next(iter(state))
     del state[first]
-    save_bundle(tmp_path / "models", conv.tower, None, conv.spec, {}, state)
+    save_bundle(tmp_path / "models", conv.tower, None, conv.spec, Contents({}, state))
     with pytest.raises(ModelError, match=f"lacks the weights {first}"):
         open_bundle(tmp_path / "models").load()
 
@@ -172,6 +172,6 @@ def test_another_format_and_no_model_at_all(tmp_path: Path) -> None:
 def test_provenance_is_plain_json(tmp_path: Path, conv: TorchEncoder) -> None:
     facts = {"loss": float("nan"), "metrics": {"best": (1.5, float("inf")), "name": "x"}, "none": None}
     assert finite(facts) == {"loss": None, "metrics": {"best": [1.5, None], "name": "x"}, "none": None}
-    folder = save_bundle(tmp_path / "models", conv.tower, None, conv.spec, facts, conv.tower.model.state_dict())
+    folder = save_bundle(tmp_path / "models", conv.tower, None, conv.spec, Contents(facts, conv.tower.model.state_dict()))
     document = json.loads((folder / MANIFEST).read_text(), parse_constant=pytest.fail)
     assert document["metrics"]["best"] == [1.5, None]

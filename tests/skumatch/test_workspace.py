@@ -9,7 +9,7 @@ import pytest
 
 from skumatch.encoder import open_encoder
 from skumatch.errors import ConfigError, DataError, ModelError
-from skumatch.model import save_bundle
+from skumatch.model import Contents, save_bundle
 from skumatch.readers import open_dataset
 from skumatch.towers.build import ModelSource
 from skumatch.workspace import (
@@ -146,7 +146,7 @@ def test_the_model_is_the_fine_tuned_one_where_there_is_one(tmp_path: Path) -> N
     weights = tmp_path / "w.pt"
     assert source == ModelSource("timm:test_efficientnet", weights, True, resize="squash", size=64)
     encoder = open_encoder(ModelSource("timm:test_efficientnet", random_init=True), "cpu")
-    save_bundle(workspace.models, encoder.tower, None, encoder.spec, {}, encoder.tower.model.state_dict())
+    save_bundle(workspace.models, encoder.tower, None, encoder.spec, Contents({}, encoder.tower.model.state_dict()))
     assert workspace.best_model() == tmp_path / "models"
     assert open_encoder(workspace.best_model(), "cpu").spec == encoder.spec
 

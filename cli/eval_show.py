@@ -1,0 +1,132 @@
+"""What ``skumatch eval`` prints: the headline, the protocols, the open set, and what stands in the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def show(document: dict[str, Any]) -> None:
+    """Print the figures of eval.json as tables, then leaks, confusions and what was left out."""
+    from rich.console import Console
+
+    gallery = f"{document['gallery_views']:,} views of {document['skus']:,} SKUs"
+    typer.echo(f"{document['queries']:,} queries against {gallery}; k counts distinct SKUs")
+    console = Console(highlight=False)
+    console.print(_headline(document))
+    if len(document["protocols"]) > 1:
+        typer.echo("")
+        console.print(_protocols(document["protocols"]))
+    for line in (*_decisions(document), *_robustness(document), *_remarks(document)):
+        typer.echo(line)
+
+
+def _headline(document: dict[str, Any]) -> Table:
+    others = {"untouched": document["baseline"]} if "baseline" in document else {}
+    others |= document.get("baselines", {})
+    table = _table("", "right", "95 % interval", "by views")
+    for name in others:
+        table.add_column(name, justify="right")
+        table.add_column("95 % interval", justify="right")
+    for k, value in document["topk"].items():
+        cells = [_percent(value), _interval(document["ci95"][k]), _percent(document["topk_views"][k])]
+        for other in others.values():
+            cells += [_percent(other["topk"][k]), _interval(other["ci95"][k])]
+        table.add_row(f"top-{k}", *cells)
+    return table
+
+
+def _protocols(protocols: list[dict[str, Any]]) -> Table:
+    against = any("baseline" in one for one in protocols)
+    table = _table("protocol", "top-1", "95 % interval", "top-5", "mAP@R", *(["untouched"] if against else []))
+    table.add_column("SKUs", justify="right")
+    table.add_column("queries", justify="right")
+    for one in protocols:
+        cells = [_percent(one["topk"]["1"]), _interval(one["ci95"]["1"]), _percent(one["topk"]["5"])]
+        cells.append("" if one["map_at_r"] is None else _percent(one["map_at_r"]))
+        if against:
+            cells.append(_percent(one["baseline"]["topk"]["1"]) if "baseline" in one else "")
+        table.add_row(one["title"], *cells, f"{one['skus']:,}", f"{one['queries']:,}")
+    return table
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(columns[0], box=None, pad_edge=False)
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _decisions(document: dict[str, Any]) -> Iterator[str]:
+    found = document.get("open_set")
+    if found:
+        yield (
+            f"open set, {found['test_skus']} unknown SKUs, mean of {found['draws']} draws: at a false accept rate of "
+            f"{_percent(found['far'])} (asked for {_percent(found['target_far'])}) {_percent(found['accepted'])} of the "
+            f"known crops are accepted, {_percent(found['accuracy_accepted'])} of these right; "
+            f"AUROC {found['auroc']:.3f}, OSCR {found['oscr']:.3f}, FPR at 95 % TPR {_percent(found['fpr95'])}"
+        )
+        if found["note"]:
+            yield f"  {found['note']}"
+    rule = document.get("calibration")
+    if rule:
+        shares = ", ".join(f"{name} {_percent(rule[name])}" for name in ("accept", "review", "unknown"))
+        right = (
+            "" if rule["accuracy_accepted"] is None else f"; accepted and right {_percent(rule['accuracy_accepted'])}"
+        )
+        yield f"decisions on known crops: {shares}{right}; calibration error {_percent(rule['ece'])}"
+
+
+def _robustness(document: dict[str, Any]) -> Iterator[str]:
+    found = document.get("robustness")
+    if found:
+        yield f"robustness, top-1 at strengths 1 to 5 (clean {_percent(found['clean']['top1'])}):"
+        for kind, cells in found["kinds"].items():
+            yield f"  {kind:15}" + "".join(f"{_percent(cell['top1']):>9}" for cell in cells)
+
+
+def _remarks(document: dict[str, Any]) -> Iterator[str]:
+    """Yield what was left out or stands in the way, and the most confused pairs."""
+    if document["leaks"]:
+        yield f"{document['leaks']} queries are byte for byte a gallery view: left out"
+    if document["near_leaks"]:
+        what = "left out" if document["dropped_leaks"] else "counted; --drop-leaks leaves them out"
+        yield f"{document['near_leaks']} queries are near-copies of a gallery view: {what}; see leaks.html"
+    if document["unreadable"]:
+        yield f"{document['unreadable']} pictures could not be read, first: {document['unreadable_files'][0]}"
+    if document["queries_without_gallery_view"]:
+        yield f"{document['queries_without_gallery_view']} queries show a SKU without any gallery view"
+    for line in document["skipped"]:
+        yield f"not measured: {line}"
+    for pair in document["confused"][:5]:
+        yield f"confused {pair['queries']} times: {pair['shown']} taken for {pair['answered']}"
+
+
+def show_comparison(found: dict[str, Any], as_json: bool) -> None:
+    """Print the verdict of comparing two models."""
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    typer.echo(f"A {found['a']}: top-1 {_percent(found['top1_a'])}")
+    typer.echo(f"B {found['b']}: top-1 {_percent(found['top1_b'])}")
+    low, high = (100 * end for end in found["ci95"])
+    typer.echo(
+        f"{found['verdict']}: B - A is {100 * found['difference']:+.1f} points (95 % interval over SKUs {low:+.1f} to "
+        f"{high:+.1f}); {found['gained']} queries gained, {found['lost']} lost, McNemar p = {found['p']:.2g}"
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _interval(bounds: list[float]) -> str:
+    return f"{100 * bounds[0]:.1f} - {100 * bounds[1]:.1f}"

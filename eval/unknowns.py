@@ -1,0 +1,219 @@
+"""The open set: crops of SKUs that the gallery lacks. Groups of SKUs, the rule fitted on some and judged on others.
+
+Three groups never meet: known SKUs (in the gallery), unknown SKUs to fit the rule on, unknown SKUs to test it on. The
+encoder should have been trained on the known ones alone; where it was not, the figures flatter and the note says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from skumatch.calibration import Calibration
+from skumatch.dataset import Dataset, Row
+from skumatch.errors import DataError
+from skumatch.eval.calibrate import Case, case_of, fit, folds_of
+from skumatch.eval.intervals import bootstrap
+from skumatch.eval.openset import auroc, fpr_at_tpr, oscr, thin
+from skumatch.eval.reliability import brier, ece, reliability
+from skumatch.eval.retrieval import retrieve
+from skumatch.eval.views import Views
+from skumatch.spec import Ids
+
+DRAWS = 10
+HELD_BACK = 1 / 3  # share of the SKUs removed from the gallery where the model has no held-out SKUs
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Three disjoint sets of SKUs: ``known``, ``fit`` (unknown, to fit on) and ``test`` (unknown, to test on)."""
+
+    known: frozenset[str]
+    fit: frozenset[str]
+    test: frozenset[str]
+
+
+def groups(skus: Sequence[str], held_out: Collection[str], seed: int) -> Groups:
+    """Divide SKUs: the held-out ones (a third at random where there are none) are unknown, half of them to fit on.
+
+    Raises DataError with fewer than four unknown SKUs.
+    """
+    rng = np.random.default_rng(seed)
+    names = sorted(skus)
+    unknown = sorted(set(held_out) & set(names))
+    if not unknown:
+        unknown = [names[int(i)] for i in rng.permutation(len(names))[: round(HELD_BACK * len(names))]]
+    if len(unknown) < 4 or len(unknown) > len(names) - 2:
+        raise DataError(
+            f"{len(unknown)} unknown SKUs of {len(names)} do not make an open set", "give more SKUs, or hold out more"
+        )
+    order = rng.permutation(len(unknown))
+    half = len(unknown) // 2
+    fitting = frozenset(unknown[int(i)] for i in order[:half])
+    return Groups(frozenset(names) - frozenset(unknown), fitting, frozenset(unknown) - fitting)
+
+
+def splits_of(dataset: Dataset, split: str) -> tuple[str, str | None]:
+    """Return the gallery split and the split that known queries are fitted on; None: the gallery's own views."""
+    return dataset.gallery_split, "val" if "val" in dataset.splits and split != "val" else None
+
+
+def known_case(gallery: Views, queries: Views, typical: float | None = None) -> tuple[Case, float]:
+    """Return the evidence of ``queries`` in ``gallery`` (a query's own view never counts) and the typical cohesion."""
+    return case_of(retrieve(gallery, queries, 2), typical)
+
+
+def draw(views: Views, splits: tuple[str, str | None, str], found: Groups, target_far: float, digest: str) -> Draw:
+    """Fit the rule on one draw of groups and return how it does on the test split.
+
+    ``views``: all embedded rows; ``splits``: gallery, fitting (None: gallery views, each without itself) and test.
+    """
+    gallery_split, fit_split, test_split = splits
+    gallery = _pick(views, gallery_split, found.known)
+    fitting = _pick(views, fit_split or gallery_split, found.known)
+    fit_unknown = views.take(np.array([r.sku in found.fit and r.split != test_split for r in views.rows], bool))
+    known, typical = known_case(gallery, fitting)
+    rule = fit(known, known_case(gallery, fit_unknown, typical)[0], target_far, digest, typical)
+    test_known = known_case(gallery, _pick(views, test_split, found.known), typical)[0]
+    test_unknown = known_case(gallery, _pick(views, test_split, found.test), typical)[0]
+    return Draw(rule, test_known, test_unknown)
+
+
+def _pick(views: Views, split: str, skus: Collection[str]) -> Views:
+    return views.take(np.array([row.split == split and row.sku in skus for row in views.rows], bool))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A fitted rule, and evidence of known and unknown test crops that it did not see."""
+
+    rule: Calibration
+    known: Case
+    unknown: Case
+
+    def figures(self) -> dict[str, float]:
+        """Return FAR, share of known crops accepted, accuracy among them, AUROC, OSCR and FPR at 95 % TPR, in 0..1."""
+        known, unknown = self.rule.probability(self.known.evidence), self.rule.probability(self.unknown.evidence)
+        accepted = known >= self.rule.accept
+        passed = unknown >= self.rule.accept
+        right = self.known.right
+        return {
+            "far": float(passed.mean()),
+            "accepted": float(accepted.mean()),
+            "accuracy_accepted": float(right[accepted].mean()) if accepted.any() else 1.0,
+            "right_of_all_accepted": float(right[accepted].sum() / max(1, accepted.sum() + passed.sum())),
+            "unknown_said": float((unknown < self.rule.unknown).mean()),
+            "known_said_unknown": float((known < self.rule.unknown).mean()),
+            "top1_known": float(right.mean()),
+            "auroc": auroc(known, unknown),
+            "oscr": oscr(known, right, unknown).area,
+            "fpr95": fpr_at_tpr(known, unknown),
+        }
+
+
+def summary(draws: Sequence[Draw], target_far: float, note: str) -> dict[str, Any]:
+    """Return the figures of all draws: means, the least and largest of each, the pooled FAR's interval by SKU, the
+    OSCR curve of the first draw and the reliability of the pooled probabilities; JSON-ready."""
+    each = [one.figures() for one in draws]
+    means = {key: float(np.mean([one[key] for one in each])) for key in each[0]}
+    passed = np.concatenate([one.rule.probability(one.unknown.evidence) >= one.rule.accept for one in draws])
+    shown = [sku for one in draws for sku in one.unknown.shown]
+    interval = bootstrap(passed.astype(np.float64), _codes(shown))
+    first = draws[0]
+    curve = thin(oscr(*_scores(first)))
+    return {
+        "target_far": target_far,
+        "draws": len(draws),
+        **means,
+        "range": {key: [min(one[key] for one in each), max(one[key] for one in each)] for key in each[0]},
+        "far_ci95": [interval.low, interval.high],
+        "known": len(first.known),
+        "unknown": len(first.unknown),
+        "known_skus": len(set(first.known.shown)),
+        "fit_skus": int(first.rule.facts["unknown_skus"]),
+        "test_skus": len(set(first.unknown.shown)),
+        "oscr_curve": {"fpr": curve.false_positive.tolist(), "ccr": curve.correct.tolist()},
+        "histogram": _histogram(first),
+        "threshold": first.rule.accept,
+        "reliability": reliability_of(draws),
+        "note": note,
+    }
+
+
+def _histogram(one: Draw) -> dict[str, Any]:
+    """Return how the probabilities of known and unknown crops are spread over twenty bins."""
+    known, _, unknown = _scores(one)
+    edges = np.linspace(0, 1, 21)
+    counts = {name: np.histogram(p, edges)[0].tolist() for name, p in (("known", known), ("unknown", unknown))}
+    return {"edges": edges.tolist(), **counts, "label": "probability that the answer is right"}
+
+
+def _scores(one: Draw) -> tuple[Any, Any, Any]:
+    return one.rule.probability(one.known.evidence), one.known.right, one.rule.probability(one.unknown.evidence)
+
+
+def _codes(names: Sequence[str]) -> Ids:
+    return np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
+
+
+def reliability_of(draws: Sequence[Draw]) -> dict[str, Any]:
+    """Return ECE, Brier score and bins of the probabilities of all draws, known and unknown test crops together.
+
+    The unknown crops are as frequent here as in the data; the rule assumes a share of them (``facts``), so unknown
+    crops are repeated or thinned to that share by drawing with a fixed seed.
+    """
+    probability, right = [], []
+    for number, one in enumerate(draws):
+        known, hits, unknown = _scores(one)
+        share = float(one.rule.facts["unknown_share"])
+        wanted = round(len(known) * share / (1 - share))
+        chosen = np.random.default_rng(number).integers(len(unknown), size=wanted)
+        probability += [known, unknown[chosen]]
+        right += [hits, np.zeros(wanted, bool)]
+    p, r = np.concatenate(probability), np.concatenate(right)
+    bins = [
+        {"low": b.low, "high": b.high, "count": b.count, "probability": b.probability, "accuracy": b.accuracy}
+        for b in reliability(p, r)
+    ]
+    return {"ece": ece(p, r), "brier": brier(p, r), "bins": bins}
+
+
+def removed_case(gallery: Views, queries: Views, typical: float, seed: int = 0) -> Case:
+    """Return the evidence of ``queries`` when their SKUs are missing from the gallery: a fifth of the SKUs at a time.
+
+    Stands in for unknown products where the model has no held-out SKUs.
+    """
+    fold = dict(zip(gallery.skus, folds_of(gallery.skus, seed).tolist(), strict=True))
+    parts = []
+    for number in sorted(set(fold.values())):
+        keep = np.array([fold[row.sku] != number for row in gallery.rows], bool)
+        ask = np.array([fold.get(row.sku) == number for row in queries.rows], bool)
+        if ask.any() and keep.any():
+            parts.append(known_case(gallery.take(keep), queries.take(ask), typical)[0])
+    if not parts:
+        raise DataError("the gallery has too few SKUs to leave some out", "give at least two SKUs")
+    shown = tuple(sku for part in parts for sku in part.shown)
+    return Case(np.concatenate([part.evidence for part in parts]), np.zeros(len(shown), bool), shown)
+
+
+def rows_for_calibration(dataset: Dataset, trained: Collection[str], held_out: Collection[str]) -> Roles:
+    """Return which rows play which part; the split ``test`` is never touched."""
+    gallery_split, fit_split = splits_of(dataset, "test")
+    known = set(trained) if held_out else set(dataset.split(gallery_split).skus)
+    gallery = tuple(row for row in dataset.split(gallery_split) if row.sku in known)
+    source = dataset.split(fit_split).rows if fit_split else gallery
+    queries = tuple(row for row in source if row.sku in known)
+    unknown = tuple(row for row in dataset if row.sku in held_out and row.split != "test")
+    return Roles(gallery, queries, unknown)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Rows to calibrate with: reference views, crops of known SKUs, crops of SKUs that were held out."""
+
+    gallery: tuple[Row, ...]
+    queries: tuple[Row, ...]
+    unknown: tuple[Row, ...]
