@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 
 import skumatch
 from skumatch.cli import data, gallery
+from skumatch.cli.audit import audit
 from skumatch.cli.calibrate import calibrate
 from skumatch.cli.demo import demo
 from skumatch.cli.doctor import doctor
@@ -21,6 +22,7 @@ from skumatch.cli.eval import evaluate
 from skumatch.cli.finetune import finetune
 from skumatch.cli.init import init
 from skumatch.cli.match import match
+from skumatch.cli.sweep import sweep
 from skumatch.cli.synth import synth
 from skumatch.errors import SkumatchError
 
@@ -49,9 +51,11 @@ def root(
 
 
 data.app.command("synth")(synth)
+data.app.command("audit")(audit)
 app.command()(init)
 app.command()(finetune)
 app.command("eval")(evaluate)
+app.command()(sweep)
 app.command()(calibrate)
 app.command()(match)
 app.add_typer(gallery.app, name="gallery")

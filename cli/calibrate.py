@@ -61,22 +61,25 @@ def fitted(
     """Return the rule for (target false accept rate, seed). Raises DataError where there is too little to fit on."""
     from skumatch.eval import unknowns
     from skumatch.eval.calibrate import fit
-    from skumatch.eval.pool import embed_pool, missing
+    from skumatch.eval.pool import asked_pool, embed_pool, missing
+    from skumatch.search import search_of
 
     trained, held = bundle.skus() if bundle is not None else (frozenset(), frozenset())
     held &= set(dataset.skus)
+    looked_up = search_of(bundle.folder if bundle is not None else None)
     roles = roles_of(dataset, bundle, trained, held)
     rows = (*roles.gallery, *roles.queries, *roles.unknown)
     kept = workspace.folder / "eval" / "vectors-calibrate"
     with progress_bar("embedding", missing(rows, encoder, kept)) as progress:
         pool = embed_pool(rows, encoder, pipeline_of(workspace), kept, progress)
-    gallery, queries = pool.views(roles.gallery), pool.views(roles.queries)
-    known, typical = unknowns.known_case(gallery, queries)
-    if roles.unknown:
-        unknown = unknowns.known_case(gallery, pool.views(roles.unknown), typical)[0]
-    else:
-        unknown = unknowns.removed_case(gallery, queries, typical, how[1])
+    pool = asked_pool(pool, (*roles.queries, *roles.unknown), encoder, looked_up.views, pipeline_of(workspace))
+    gallery, queries = pool.views(roles.gallery), pool.queries(roles.queries)
     target, seed = how
+    known, typical = unknowns.known_case(gallery, queries, None, looked_up.technique)
+    if roles.unknown:
+        unknown = unknowns.known_case(gallery, pool.queries(roles.unknown), typical, looked_up.technique)[0]
+    else:
+        unknown = unknowns.removed_case(gallery, queries, typical, looked_up.technique, seed)
     rule = fit(known, unknown, target, encoder.spec.digest, typical, seed)
     return replace(rule, facts={**rule.facts, "unknowns": _unknowns(bool(roles.unknown), bool(trained))})
 
@@ -135,4 +138,3 @@ def show(rule: Calibration) -> None:
     )
     if rule.accept > 1:
         note("no answer can be accepted at this rate: allow more false accepts, or hold out and fine-tune more SKUs")
-

@@ -21,7 +21,7 @@ EXAMPLES = 5
 
 @app.callback()
 def data() -> None:
-    """Check data sets and make synthetic ones."""
+    """Check data sets, audit their labels and make synthetic ones."""
 
 
 @app.command("check")

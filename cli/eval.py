@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,19 +107,24 @@ class Job:
     ) -> dict[str, Any]:
         """Evaluate ``encoder`` (from the bundle ``model``, if it is one), the untouched one and others beside it;
         write everything and return eval.json."""
-        from skumatch.eval.evaluate import judged
+        from skumatch.eval.evaluate import evaluate, judged
+        from skumatch.eval.pool import asked_pool
         from skumatch.eval.report import pictures_of, write
         from skumatch.eval.report_page import write_report
+        from skumatch.search import search_of
 
         extras = extras or Extras()
-        plan = self._plan(model)
+        plan, looked_up = self._plan(model), search_of(model)
         pool = self._embed(plan, encoder, "embedding")
+        pool = asked_pool(pool, plan.rows, encoder, looked_up.views, pipeline_of(self.workspace))
         leaks = self._leaks(plan, pool)
         if extras.drop_leaks:
-            plan = plan.without({leak.query for leak in leaks})
-        found = self._measure(plan, pool, encoder)
+            plan = plan.without({leak.query.path for leak in leaks})
+        question = replace(self.question, technique=looked_up.technique)
+        found = evaluate(plan, question, pool, encoder.spec, self.topk)
         document = {**found.document, "split": self.question.split, "where": self.filters}
         document.update(near_leaks=len(leaks), dropped_leaks=extras.drop_leaks, settings=self.workspace.resolved())
+        document["search"] = {"technique": looked_up.technique.to_json(), "views": looked_up.views}
         if untouched is not None:
             document["baseline"] = self._beside(plan, untouched, "embedding (untouched)")
             _pair(document["protocols"], document["baseline"]["protocols"])
@@ -172,13 +177,11 @@ class Job:
         with progress_bar(what, total) as progress:
             return embed_pool(plan.rows, encoder, pipeline_of(self.workspace), folder, progress)
 
-    def _measure(self, plan: Plan, pool: Pool, encoder: Encoder) -> Evaluation:
+    def _beside(self, plan: Plan, encoder: Encoder, what: str) -> dict[str, Any]:
         from skumatch.eval.evaluate import evaluate
 
-        return evaluate(plan, self.question, pool, encoder.spec, self.topk)
-
-    def _beside(self, plan: Plan, encoder: Encoder, what: str) -> dict[str, Any]:
-        return self._measure(plan, self._embed(plan, encoder, what), encoder).document
+        pool = self._embed(plan, encoder, what)
+        return evaluate(plan, self.question, pool, encoder.spec, self.topk).document
 
     def _leaks(self, plan: Plan, pool: Pool) -> list[Leak]:
         from skumatch.eval.leaks import find_leaks
@@ -216,8 +219,6 @@ class Job:
 
 
 def _only_closed(question: Question) -> Question:
-    from dataclasses import replace
-
     return replace(question, names=("closed",))
 
 

@@ -69,9 +69,9 @@ def _decisions(document: dict[str, Any]) -> Iterator[str]:
     found = document.get("open_set")
     if found:
         yield (
-            f"open set, {found['test_skus']} unknown SKUs, mean of {found['draws']} draws: at a false accept rate of "
-            f"{_percent(found['far'])} (asked for {_percent(found['target_far'])}) {_percent(found['accepted'])} of the "
-            f"known crops are accepted, {_percent(found['accuracy_accepted'])} of these right; "
+            f"open set, {found['test_skus']} unknown SKUs, mean of {found['draws']} draws: false accept rate "
+            f"{_percent(found['far'])} (asked for {_percent(found['target_far'])}), {_percent(found['accepted'])} of "
+            f"the known crops accepted, {_percent(found['accuracy_accepted'])} of these right; "
             f"AUROC {found['auroc']:.3f}, OSCR {found['oscr']:.3f}, FPR at 95 % TPR {_percent(found['fpr95'])}"
         )
         if found["note"]:

@@ -54,6 +54,7 @@ def match(
     from skumatch.errors import ConfigError, SkumatchError
     from skumatch.match import Matcher
     from skumatch.resumable import ResumableFile
+    from skumatch.search import search_of
 
     workspace = workspace_or_none()
     if resume and (out is None or html is not None or out.suffix == ".parquet"):
@@ -62,8 +63,9 @@ def match(
         ResumableFile(out, {})  # refuse a wrong suffix before any work
     total = None if "-" in paths else _count(paths)
     encoder = encoder_of(workspace, model, device)
-    rule = _calibration(model_of(workspace, model))
-    matcher = Matcher(encoder, _gallery(workspace, gallery, encoder), pipeline_of(workspace), rule)
+    folder = model_of(workspace, model)
+    opened = _gallery(workspace, gallery, encoder)
+    matcher = Matcher(encoder, opened, pipeline_of(workspace), _calibration(folder), search_of(folder))
     result = ResumableFile(out, _identity(matcher, paths, topk), resume) if out is not None else None
     try:
         decisions = run(matcher, _crops(paths), total, topk, result, html, as_json)
@@ -95,6 +97,7 @@ def _identity(matcher: Matcher, paths: list[str], topk: int) -> dict[str, str]:
     return {
         "model": matcher.encoder.spec.digest,
         "calibration": rule,
+        "search": matcher.search.to_bytes().decode(),
         "gallery": held,
         "topk": str(topk),
         "crops": repr(paths),

@@ -82,9 +82,7 @@ def fit(known: Case, unknown: Case, target_far: float, digest: str, typical: flo
     outside = _cross_fitted(known, unknown, weight, seed)
     intercept, weights = logistic(evidence, right, weight)
     p_known, p_unknown = outside[: len(known)], outside[len(known) :]
-    accept = max(
-        far_threshold(p_unknown, target_far), accuracy_threshold(p_known, known.right, TARGET_ACCURACY)
-    )
+    accept = max(far_threshold(p_unknown, target_far), accuracy_threshold(p_known, known.right, TARGET_ACCURACY))
     lowest = float(np.quantile(p_known[known.right], MISSED))
     twin, rate = worst(p_unknown >= accept, unknown.shown)
     facts = {
@@ -154,9 +152,7 @@ def _cross_fitted(known: Case, unknown: Case, weight: Floats, seed: int) -> Floa
     return found
 
 
-def logistic(
-    evidence: Floats, right: NDArray[np.bool_], weight: Floats
-) -> tuple[float, tuple[float, float, float]]:
+def logistic(evidence: Floats, right: NDArray[np.bool_], weight: Floats) -> tuple[float, tuple[float, float, float]]:
     """Return (intercept, weights) of a ridge logistic regression of ``right`` on ``evidence`` (N, 3).
 
     Newton's method on standardised columns (Hastie et al. 2009, 4.4). More of any evidence must never make an answer

@@ -1,7 +1,7 @@
 """What the charts of eval/svg.py are drawn on: axes with round ticks, a scaled plane, markers, legend, the figure.
 
-Lengths are units of a viewBox ``WIDTH`` wide. On a phone (360 px) a unit is about 0.94 px and text is 12 units high;
-where the page is wider the style sets it to 10 units of 1.3 px. It knows nothing about what is plotted.
+Lengths are units of a viewBox ``WIDTH`` wide. On a phone (360 px) a unit is about 0.97 px and text is 12 units high;
+where the page is wider the style sets it to 10 units of up to 1.4 px. It knows nothing about what is plotted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from skumatch.page import escaped
 
-WIDTH = 330
+WIDTH = 320
 LETTER = 6.4  # units: a mean letter of 12 units
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from skumatch.eval.report import detail, summary
 from skumatch.eval.retrieval import Answers, retrieve
 from skumatch.eval.trial import Trial
 from skumatch.spec import Spec
+from skumatch.techniques import NEAREST, Technique
 
 NAMES = ("closed", "k-shot", "held-out", "catalogue", "open-set")
 DEEPEST = 10  # distinct SKUs that every query is answered with at least: what the MRR looks at
@@ -44,35 +46,36 @@ class Plan:
 
     @property
     def rows(self) -> list[Row]:
-        """Every picture that is needed, each once."""
+        """A row per picture that is needed."""
         rows = [*self.main.gallery, *self.main.queries, *(row for one in self.protocols for row in one.rows)]
         if self.open_set:
             rows += self.dataset.rows
-        return list(dict.fromkeys(rows))
+        return list({row.path: row for row in rows}.values())
 
-    def without(self, leaked: Collection[Row]) -> Plan:
+    def without(self, leaked: Collection[Path]) -> Plan:
         """Return the plan without the queries ``leaked`` in any protocol. Raises DataError when none remains."""
         if not leaked:
             return self
 
         def clean(trial: Trial) -> Trial:
-            return replace(trial, queries=tuple(row for row in trial.queries if row not in leaked))
+            return replace(trial, queries=tuple(row for row in trial.queries if row.path not in leaked))
 
         kept = tuple(replace(one, trials=tuple(clean(trial) for trial in one.trials)) for one in self.protocols)
-        rows = tuple(row for row in self.dataset.rows if row not in leaked)
+        rows = tuple(row for row in self.dataset.rows if row.path not in leaked)
         return replace(self, dataset=self.dataset.with_rows(rows), main=clean(self.main), protocols=kept)
 
 
 @dataclass(frozen=True)
 class Question:
     """What is asked: the queries' ``split``, protocol ``names``, a ``preset`` instead of the data's own split, the
-    false accept rate of the open set and the seed of everything drawn."""
+    false accept rate of the open set, the seed of everything drawn, and the search ``technique``."""
 
     split: str = "test"
     names: tuple[str, ...] = NAMES
     preset: str | None = None
     target_far: float = 0.01
     seed: int = 0
+    technique: Technique = NEAREST
 
     def __post_init__(self) -> None:
         for name in self.names:
@@ -133,9 +136,7 @@ def _open_groups(
         shown = {row.sku for row in dataset.split(question.split)} & {
             row.sku for row in dataset.split(dataset.gallery_split)
         }
-        found = tuple(
-            unknowns.groups(sorted(shown), held, question.seed + number) for number in range(unknowns.DRAWS)
-        )
+        found = tuple(unknowns.groups(sorted(shown), held, question.seed + number) for number in range(unknowns.DRAWS))
     except DataError as error:
         skipped.append(f"open-set: {error.what}")
         return (), ""
@@ -153,7 +154,7 @@ class Evaluation:
 def evaluate(what: Plan, question: Question, pool: Pool, spec: Spec, topk: int = 5) -> Evaluation:
     """Measure the plan on the vectors in ``pool``, made by the encoder with ``spec``. Raises DataError."""
     k = max(DEEPEST, topk)
-    answers = _answer(pool, what.main, k)
+    answers = _answer(pool, what.main, k, question.technique)
     document = {
         "model": spec.name,
         "layer": spec.layer,
@@ -165,7 +166,7 @@ def evaluate(what: Plan, question: Question, pool: Pool, spec: Spec, topk: int =
         "unreadable": len(pool.problems),
         "unreadable_files": list(pool.problems[:LISTED]),
         **detail(answers),
-        "protocols": list(_protocols(what, answers, pool, topk)),
+        "protocols": list(_protocols(what, question, answers, pool, topk)),
         "skipped": list(what.skipped),
     }
     if what.open_set:
@@ -173,17 +174,17 @@ def evaluate(what: Plan, question: Question, pool: Pool, spec: Spec, topk: int =
     return Evaluation(document, answers)
 
 
-def _answer(pool: Pool, trial: Trial, k: int) -> Answers:
-    return retrieve(pool.views(trial.gallery), pool.views(trial.queries), k)
+def _answer(pool: Pool, trial: Trial, k: int, technique: Technique) -> Answers:
+    return retrieve(pool.views(trial.gallery), pool.queries(trial.queries), k, technique)
 
 
-def _protocols(what: Plan, answers: Answers, pool: Pool, topk: int) -> Iterator[dict[str, Any]]:
+def _protocols(what: Plan, question: Question, answers: Answers, pool: Pool, topk: int) -> Iterator[dict[str, Any]]:
     main = what.main
     title = "all SKUs, all reference views" if main.name == "closed" else f"preset {main.name}"
     yield {"name": main.name, "title": title, **summary([answers], topk), "note": main.note}
     k = answers.nearest.skus.shape[1]
     for one in what.protocols:
-        draws = [_answer(pool, trial, k) for trial in one.trials]
+        draws = [_answer(pool, trial, k, question.technique) for trial in one.trials]
         yield {
             "name": one.name,
             "title": one.title,
@@ -195,10 +196,11 @@ def _protocols(what: Plan, answers: Answers, pool: Pool, topk: int) -> Iterator[
 
 def _open_set(what: Plan, question: Question, pool: Pool, digest: str) -> dict[str, Any]:
     """Return {"open_set": figures}, or nothing but a line in "skipped" where there are too few crops to fit on."""
-    splits = (*unknowns.splits_of(what.dataset, question.split), question.split)
-    views = pool.views(what.dataset.rows)
+    gallery, fitting = unknowns.splits_of(what.dataset, question.split)
+    how = unknowns.Setting(gallery, fitting, question.split, question.target_far, digest, question.technique)
+    views, asked = pool.views(what.dataset.rows), pool.queries(what.dataset.rows)
     try:
-        draws = [unknowns.draw(views, splits, found, question.target_far, digest) for found in what.open_set]
+        draws = [unknowns.draw(views, asked, how, found) for found in what.open_set]
     except DataError as error:
         return {"skipped": [*what.skipped, f"open-set: {error.what}"]}
     return {"open_set": unknowns.summary(draws, question.target_far, what.open_note)}
@@ -220,4 +222,3 @@ def judged(rule: Calibration, answers: Answers) -> dict[str, Any]:
         "note": "crops of known products only; the rule assumes that "
         f"{100 * float(rule.facts.get('unknown_share', 0)):.0f} % of the crops show unknown ones",
     }
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -18,9 +18,9 @@ import numpy as np
 
 from skumatch import artefact
 from skumatch.dataset import Row
-from skumatch.embed import Progress, no_progress, ordered_batches
+from skumatch.embed import Progress, cores, no_progress, ordered_batches
 from skumatch.errors import ImageError
-from skumatch.eval.phash import Fingerprint, Hashes, fingerprint, nearest_hashes, overlay, plane
+from skumatch.eval.phash import Hashes, fingerprint, nearest_hashes, overlay, plane
 from skumatch.eval.views import Views
 from skumatch.index.exact import ExactIndex
 from skumatch.spec import Ids
@@ -29,22 +29,21 @@ Kind = Literal["bytes", "near", "frame"]
 Key = tuple[str, ...]  # of one video: its folder's parts and its name
 
 # A candidate is worth a look at its pixels: copies cut by 5 % on every side have a cosine of 0.92 and more to their
-# original, those cut by 8 % and brightened 0.81 and more (MobileNetV2), uncut ones differ in up to 4 bits of the hash.
-CANDIDATE_BITS: Final = 12
-CANDIDATE_HASHES: Final = 8
-CANDIDATE_COSINE: Final = 0.8
-CANDIDATE_VIEWS: Final = 4
-# The pixels decide. Chosen on the Grocery Store photos: of 11,500 pairs of nearest neighbours, none of them a copy, 4
-# (shots of one shelf from one spot) reach both bars; 1 of 360 planted copies misses one.
+# original, those cut by 8 % and brightened 0.81 and more (MobileNetV2); uncut ones differ in up to 4 bits of the hash.
+NEAR_BITS: Final = 12
+NEAR_COSINE: Final = 0.8
+NEIGHBOURS: Final = 4  # by cosine, and as many by hash
+# The pixels decide. Chosen on the Grocery Store photos: of 11,481 pairs of nearest neighbours, none of them a copy, 4
+# reach both bars (shots of one shelf from one spot); so did all of 360 planted copies.
 SAME_AGREEMENT: Final = 0.96
 SAME_WORST: Final = 0.87
-# Frames: the name makes the case already, so they need only look alike.
+# Of a frame the name has said the most: the same scene from nearly the same spot is enough. 717 of 9,080 pairs of
+# nearest neighbours from one visit to a shop agree that well, and 4 of 2,401 from two visits.
 FRAMES_APART: Final = 30
-FRAME_COSINE: Final = 0.9
-FRAME_BITS: Final = 16
+FRAME_AGREEMENT: Final = 0.5
 
-_NUMBERED: Final = re.compile(r"(.*?)[^0-9A-Za-z]*(\d+)", re.DOTALL)
-_GENERIC: Final = frozenset({"", "f", "frame", "frames", "img", "image"})
+_NUMBERED: Final = re.compile(r"(.*?)[^0-9A-Za-z]*([0-9]+)", re.DOTALL)
+_GENERIC: Final = frozenset({"", "f", "frame", "frames", "img", "image", "dsc", "dscn"})
 _BATCH: Final = 32
 
 
@@ -52,8 +51,8 @@ _BATCH: Final = 32
 class Leak:
     """A query and the gallery view that gives it away.
 
-    ``score`` in 0..1: 1 for the same bytes, the pixels' agreement for "near", the cosine for "frame". ``evidence``
-    says in words what speaks for it.
+    ``score`` in 0..1: 1 for the same bytes, else how well the pixels agree. ``evidence`` says in words what speaks
+    for it.
     """
 
     query: Row
@@ -68,105 +67,100 @@ def find_leaks(
 ) -> list[Leak]:
     """Return at most one leak per query, the strongest ("bytes", then "near", then "frame"), in order of queries.
 
-    Reads every picture once more, with ``workers`` threads; ``progress`` counts them, gallery first. A picture that can
-    no longer be read is nobody's near-duplicate.
+    Reads every picture once more with ``workers`` threads (0: one per core), the candidates twice; ``progress`` counts
+    the pictures of the first reading. One that can no longer be read is nobody's near-duplicate.
     """
     copies = identical(gallery.rows, queries.rows)
-    by_path = {row.path: row for row in gallery.rows}
-    read = Reader(workers, max_pixels, progress)
-    hashes = read.hashes(gallery.rows), read.hashes(queries.rows)
-    found = {leak.query.path: leak for leak in frames(gallery, queries, *hashes)}
-    found |= {leak.query.path: leak for leak in near_duplicates(gallery, queries, *hashes, read)}
-    for query in queries.rows:
-        if query.path in copies:
-            found[query.path] = Leak(query, by_path[copies[query.path]], "bytes", 1.0, "the same bytes")
-    return [found[row.path] for row in queries.rows if row.path in found]
+    views = {row.path: row for row in reversed(gallery.rows)}
+    fresh = queries.take(np.array([row.path not in copies for row in queries.rows], bool))
+    near = {leak.query.path: leak for leak in near_duplicates(gallery, fresh, workers, max_pixels, progress)}
+    leaks = []
+    for row in queries.rows:
+        if row.path in copies:
+            leaks.append(Leak(row, views[copies[row.path]], "bytes", 1.0, "the same bytes"))
+        elif row.path in near:
+            leaks.append(near[row.path])
+    return leaks
 
 
-@dataclass(frozen=True)
-class Reader:
-    """How pictures are read again: ``workers`` threads, the pixel limit, who is told."""
+def near_duplicates(
+    gallery: Views, queries: Views, workers: int, max_pixels: int, progress: Progress = no_progress
+) -> list[Leak]:
+    """Return, per query that shows the very photo of a gallery view or a frame next to one, the strongest leak.
 
-    workers: int
-    max_pixels: int
-    progress: Progress = no_progress
-
-    def hashes(self, rows: Sequence[Row]) -> Hashed:
-        """Return the perceptual hashes of the readable rows."""
-
-        def work(row: Row) -> Fingerprint | None:
-            try:
-                return fingerprint(row.path, self.max_pixels)
-            except ImageError:
-                return None
-
-        places, bits = [], []
-        start = 0
-        for group, prints in ordered_batches(rows, work, _BATCH, self.workers):
-            for place, found in enumerate(prints, start):
-                if found is not None:
-                    places.append(place)
-                    bits.append(found.bits)
-            start += len(group)
-            self.progress(len(group))
-        return Hashed(np.array(places, np.int64), np.array(bits, np.uint64))
-
-
-@dataclass(frozen=True)
-class Hashed:
-    """``bits`` uint64 (M,): hashes of the rows at ``places`` int64 (M,), ascending."""
-
-    places: Ids
-    bits: Hashes
-
-
-def near_duplicates(gallery: Views, queries: Views, views: Hashed, asked: Hashed, read: Reader) -> list[Leak]:
-    """Return, per query that shows the very photo of a gallery view, the view whose pixels agree best.
-
-    ``views`` and ``asked`` are the hashes of the gallery and of the queries. Candidates are near by hash or by
-    embedding; the pixel check alone decides, so that two photos of one product are not called duplicates.
+    Candidates are near by hash or by embedding, or are neighbouring frames. Their pixels decide, so that two photos of
+    one product are not called duplicates, and so that hardly anything depends on the encoder.
     """
-    candidates = _candidates(gallery, queries, views, asked)
+    workers = workers or cores()
+    hashes = [_hashes(side.rows, workers, max_pixels, progress) for side in (gallery, queries)]
+    near, frames = _similar(gallery, queries, *hashes), _neighbours(gallery, queries)
 
-    def work(place: int) -> Leak | None:
-        return _same_photo(queries.rows[place], [gallery.rows[i] for i in candidates[place]], read.max_pixels)
+    def check(place: int) -> Leak | None:
+        following = frames.get(place, set())
+        views = sorted(following | near.get(place, set()))
+        candidates = [(gallery.rows[view], view in following) for view in views]
+        return _strongest(queries.rows[place], candidates, max_pixels)
 
-    batches = ordered_batches(sorted(candidates), work, _BATCH, read.workers)
+    batches = ordered_batches(sorted({*near, *frames}), check, _BATCH, workers)
     return [leak for _, checked in batches for leak in checked if leak is not None]
 
 
-def _candidates(gallery: Views, queries: Views, views: Hashed, asked: Hashed) -> Mapping[int, list[int]]:
-    """Return, per place of a query, the places of the gallery views worth a look at the pixels."""
+def _hashes(rows: Sequence[Row], workers: int, max_pixels: int, progress: Progress) -> tuple[Ids, Hashes]:
+    """Return the places of the readable rows and their hashes."""
+
+    def work(row: Row) -> int | None:
+        try:
+            return fingerprint(row.path, max_pixels).bits
+        except ImageError:
+            return None
+
+    bits: list[int | None] = []
+    for group, found in ordered_batches(rows, work, _BATCH, workers):
+        bits += found
+        progress(len(group))
+    places = [place for place, found in enumerate(bits) if found is not None]
+    return np.array(places, np.int64), np.array([bits[place] for place in places], np.uint64)
+
+
+def _similar(
+    gallery: Views, queries: Views, views: tuple[Ids, Hashes], asked: tuple[Ids, Hashes]
+) -> dict[int, set[int]]:
+    """Return, per place of a query, the places of the views that are near by hash or by embedding."""
     found: dict[int, set[int]] = defaultdict(set)
-    for query, view in zip(*nearest_hashes(asked.bits, views.bits, CANDIDATE_BITS, CANDIDATE_HASHES), strict=True):
-        found[int(asked.places[query])].add(int(views.places[view]))
-    if len(gallery):
-        index = ExactIndex(gallery.vectors.shape[1])
-        index.add(np.arange(len(gallery), dtype=np.int64), gallery.vectors)
-        for start in range(0, len(queries), 1024):
-            scores, ids = index.search(queries.vectors[start : start + 1024], min(CANDIDATE_VIEWS, len(gallery)))
-            for row, rank in np.argwhere(scores >= CANDIDATE_COSINE):
-                found[start + int(row)].add(int(ids[row, rank]))
-    return {place: sorted(views) for place, views in found.items()}
+    for query, view in zip(*nearest_hashes(asked[1], views[1], NEAR_BITS, NEIGHBOURS), strict=True):
+        found[int(asked[0][query])].add(int(views[0][view]))
+    if not len(gallery):
+        return found
+    index = ExactIndex(gallery.vectors.shape[1])
+    index.add(np.arange(len(gallery), dtype=np.int64), gallery.vectors)
+    for start in range(0, len(queries), 1024):
+        scores, ids = index.search(queries.vectors[start : start + 1024], min(NEIGHBOURS, len(gallery)))
+        for row, rank in np.argwhere(scores >= NEAR_COSINE):
+            found[start + int(row)].add(int(ids[row, rank]))
+    return found
 
 
-def _same_photo(query: Row, candidates: Sequence[Row], max_pixels: int) -> Leak | None:
-    """Return the candidate that passes the pixel check best, None where none does."""
-    best: Leak | None = None
+def _strongest(query: Row, candidates: Sequence[tuple[Row, bool]], max_pixels: int) -> Leak | None:
+    """Return the strongest leak among ``candidates`` (views, and whether each is a neighbouring frame), or None."""
+    found: list[Leak] = []
     try:
         asked = plane(query.path, max_pixels)
     except ImageError:
         return None
-    for view in candidates:
+    for view, frame in candidates:
         try:
-            laid = overlay(plane(view.path, max_pixels), asked)
+            seen = plane(view.path, max_pixels)
         except ImageError:
             continue
-        same = laid.agreement >= SAME_AGREEMENT and laid.worst >= SAME_WORST
-        if same and (best is None or laid.agreement > best.score):
-            words = f"pixels agree {laid.agreement:.3f}, worst patches {laid.worst:.3f}, {laid.overlap:.0%} in common"
-            best = Leak(query, view, "near", laid.agreement, words)
-    return best
+        laid, bits = overlay(seen, asked), (seen.bits ^ asked.bits).bit_count()
+        words = f"pixels agree {laid.agreement:.3f} (worst patches {laid.worst:.3f}), {bits} of 64 hash bits differ"
+        score = max(0.0, laid.agreement)
+        if laid.agreement >= SAME_AGREEMENT and laid.worst >= SAME_WORST:
+            found.append(Leak(query, view, "near", score, words))
+        elif frame and (laid.agreement >= FRAME_AGREEMENT or bits <= NEAR_BITS):
+            numbers = f"frames {frame_of(view.path)} and {frame_of(query.path)} of {video_of(query.path)}"
+            found.append(Leak(query, view, "frame", score, f"{numbers}, {words}"))
+    return max(found, key=lambda leak: (leak.kind == "near", leak.score), default=None)
 
 
 def video_of(path: Path) -> str | None:
@@ -190,33 +184,30 @@ def frame_of(path: Path) -> int:
     return int(found[2])
 
 
-def frames(gallery: Views, queries: Views, views: Hashed, asked: Hashed) -> list[Leak]:
-    """Return, per query that is a frame next to a gallery frame, the most similar such frame.
+def _neighbours(gallery: Views, queries: Views) -> dict[int, set[int]]:
+    """Return, per place of a query that is a frame, the places of the gallery frames next to it.
 
     Two rows are frames of one video when ``video_of`` names the same one, in the same folder (a folder named like the
-    split does not count) or with that name as their ``group``, and that name is not simply the SKU's. They leak when
-    their numbers are at most 30 apart and they look alike: cosine from 0.9, or at most 16 bits between the hashes.
+    split does not count) or with that name as their ``group``, and that name is not simply the SKU's. Next to each
+    other: at most 30 numbers apart; of more, those with the highest cosines.
     """
-    bits = _by_place(views), _by_place(asked)
     known: dict[Key, list[tuple[int, int]]] = defaultdict(list)
     for place, row in enumerate(gallery.rows):
         for key in _videos(row):
             known[key].append((frame_of(row.path), place))
     for numbered in known.values():
         numbered.sort()
-    found = []
+    found = {}
     for place, row in enumerate(queries.rows):
-        near = {view for key in _videos(row) for view in _neighbours(known.get(key, []), frame_of(row.path))}
+        near = {view for key in _videos(row) for view in _around(known.get(key, []), frame_of(row.path))}
         if near:
-            places = np.array(sorted(near), np.int64)
-            cosines = gallery.vectors[places] @ queries.vectors[place]
-            far = [_far(bits[0].get(int(view)), bits[1].get(place)) for view in places]
-            leak = _like_frame(row, [gallery.rows[int(view)] for view in places], cosines.tolist(), far)
-            found += [leak] if leak is not None else []
+            views = np.array(sorted(near), np.int64)
+            order = np.argsort(-(gallery.vectors[views] @ queries.vectors[place]), kind="stable")
+            found[place] = {int(view) for view in views[order[:NEIGHBOURS]]}
     return found
 
 
-def _videos(row: Row) -> Iterable[Key]:
+def _videos(row: Row) -> Iterator[Key]:
     """Yield the keys under which a row may be a frame: by folder and, where the group is the video, by group."""
     video = video_of(row.path)
     if video is None or video.casefold() == row.sku.casefold():
@@ -226,29 +217,11 @@ def _videos(row: Row) -> Iterable[Key]:
         yield (video,)
 
 
-def _neighbours(numbered: list[tuple[int, int]], frame: int) -> list[int]:
+def _around(numbered: list[tuple[int, int]], frame: int) -> list[int]:
     """Return the places of frames at most ``FRAMES_APART`` away in a sorted list of (frame, place)."""
     low = bisect_left(numbered, frame - FRAMES_APART, key=lambda item: item[0])
     high = bisect_right(numbered, frame + FRAMES_APART, key=lambda item: item[0])
     return [place for _, place in numbered[low:high]]
-
-
-def _like_frame(query: Row, views: Sequence[Row], cosines: Sequence[float], far: Sequence[int]) -> Leak | None:
-    """Return the most similar of the neighbouring frames that look like the query."""
-    best: Leak | None = None
-    for view, cosine, bits in zip(views, cosines, far, strict=True):
-        if (cosine >= FRAME_COSINE or bits <= FRAME_BITS) and (best is None or cosine > best.score):
-            numbers = f"frames {frame_of(view.path)} and {frame_of(query.path)} of {video_of(query.path)}"
-            best = Leak(query, view, "frame", cosine, f"{numbers}, cosine {cosine:.3f}, {bits} bits of 64 differ")
-    return best
-
-
-def _by_place(hashed: Hashed) -> dict[int, int]:
-    return dict(zip(hashed.places.tolist(), hashed.bits.tolist(), strict=True))
-
-
-def _far(left: int | None, right: int | None) -> int:
-    return 64 if left is None or right is None else (left ^ right).bit_count()
 
 
 def identical(gallery: Sequence[Row], queries: Sequence[Row]) -> dict[Path, Path]:

@@ -52,13 +52,18 @@ class Plane:
     grey: Grey
     detail: int
 
+    @property
+    def bits(self) -> int:
+        """The perceptual hash, within a bit or two of ``fingerprint``'s."""
+        return hash_bits(_shrunk(self.grey, SIDE // HASH_SIDE))
+
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
     """How well two pictures agree once laid over each other.
 
     ``agreement`` is the mean correlation of the patches, weighted by contrast; ``worst`` that of the worst tenth of
-    the patches with contrast (both -1..1). ``overlap`` is the share of one picture that the other covers, 0..1.
+    the patches with contrast (both -1..1). ``overlap`` is the share of the query that the view covers, 0..1.
     """
 
     agreement: float
@@ -79,19 +84,19 @@ def plane(source: Path | bytes, max_pixels: int = images.DEFAULT_MAX_PIXELS) -> 
     return Plane(*_squashed(source, SIDE, max_pixels))
 
 
-def hash_bits(grey: Grey) -> int:
+def hash_bits(grey: NDArray[np.floating]) -> int:
     """Return 64 bits of a (32, 32) grey picture: which of its 8 x 8 lowest frequencies lie above their median."""
     basis = _dct_rows()
     low = (basis @ grey @ basis.T).ravel()
     return int(np.packbits(low > np.median(low)).view(">u8")[0])
 
 
-def nearest_hashes(queries: Hashes, gallery: Hashes, most: int, k: int) -> tuple[Ids, Ids]:
+def nearest_hashes(queries: Hashes, gallery: Hashes, most: int, k: int, block: int = BLOCK) -> tuple[Ids, Ids]:
     """Return pairs of places (query, view), int64: hashes that differ in at most ``most`` of 64 bits.
 
-    Per query the ``k`` nearest at most (ties: the first views), in order of queries. Compares block by block.
+    Per query the ``k`` nearest at most (ties: the first views), in order of queries. Compares ``block`` pairs at once.
     """
-    high, wide = 64, BLOCK // 64
+    high, wide = 64, max(1, block // 64)
     found: list[tuple[Ids, Ids]] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
     for start in range(0, len(queries), high):
         rows, views, bits = (np.empty(0, np.int64) for _ in range(3))

@@ -22,17 +22,28 @@ from skumatch.encoder import Encoder
 from skumatch.errors import DataError
 from skumatch.eval.views import Views
 from skumatch.spec import Ids, Vectors
+from skumatch.testviews import ViewSetting, with_views
 
 CHUNK = 1024
 
 
 class Pool:
-    """The vectors of a set of pictures by path; ``problems``: a message per unreadable one."""
+    """The vectors of a set of pictures by path; ``problems``: a message per unreadable one.
 
-    def __init__(self, vectors: Vectors, place: dict[Path, int], problems: tuple[str, ...]) -> None:
+    ``asked``: the same pictures as queries, where these are embedded in another way (test-time views).
+    """
+
+    def __init__(
+        self, vectors: Vectors, place: dict[Path, int], problems: tuple[str, ...], asked: Pool | None = None
+    ) -> None:
         self.vectors = vectors
         self.place = place
         self.problems = problems
+        self.asked = asked
+
+    def queries(self, rows: Sequence[Row]) -> Views:
+        """Return the readable ones of ``rows`` with their vectors as queries. Raises DataError when there is none."""
+        return (self.asked or self).views(rows)
 
     def views(self, rows: Sequence[Row]) -> Views:
         """Return the readable ones of ``rows`` with their vectors. Raises DataError when there is none."""
@@ -61,13 +72,22 @@ def embed_pool(
         good, found, errors = _load(file, encoder.spec.dim) or _embed(chunk, encoder, pipeline, progress, file)
         if file is not None:
             used.add(file)
-        place.update((chunk[int(i)], len(place) + line) for line, i in enumerate(good))
+        start = len(place)
+        place.update((chunk[int(i)], start + line) for line, i in enumerate(good))
         vectors.append(found)
         problems += errors
     for file in store.glob("*.safetensors") if store is not None and store.is_dir() else ():
         if file not in used:
             file.unlink(missing_ok=True)
     return Pool(np.concatenate(vectors), place, tuple(problems))
+
+
+def asked_pool(pool: Pool, rows: Iterable[Row], encoder: Encoder, views: ViewSetting, pipeline: Pipeline) -> Pool:
+    """Return ``pool`` with ``rows`` embedded as queries in test-time ``views``; itself where these are "none"."""
+    if views == "none":
+        return pool
+    asked = embed_pool(rows, with_views(encoder, views), pipeline, None)
+    return Pool(pool.vectors, pool.place, pool.problems, asked)
 
 
 def missing(rows: Iterable[Row], encoder: Encoder, folder: Path | None) -> int:

@@ -26,7 +26,7 @@ def decisions(document: Figures) -> str:
         _reliability_chart(calibration, "Stated probability, this model's calibration"),
         _coverage_chart(coverage),
     ]
-    body = _open_set(found) + _calibration(calibration) + charts(drawn)
+    body = charts([_open_set(found), _calibration(calibration)]) + charts(drawn)
     intro = "When to accept an answer, when to ask a person, and how products outside the gallery fare."
     return section("Trusting an answer", body, intro)
 
@@ -48,10 +48,9 @@ def _open_set(found: Figures) -> str:
         ["unknown accepted where 95 % of the known are", percent(found.get("fpr95"))],
         *_reliability_rows(found.get("reliability") or {}),
     ]
-    crops = (
-        f"{counted(int(found.get('known') or 0), 'crop')} of known, {found.get('unknown') or 0:,} of unknown products"
-    )
-    return _block("Products outside the gallery", f"{crops}{draws}.", found.get("note"), rows)
+    crops = counted(int(found.get("known") or 0), "crop")
+    said = f"{crops} of known products, {found.get('unknown') or 0:,} of unknown ones{draws}."
+    return _block("Products outside the gallery", said, found.get("note"), rows)
 
 
 def _calibration(found: Figures) -> str:

@@ -76,8 +76,9 @@ def protocol(document: Figures, name: str) -> Figures | None:
 
 def untouched(document: Figures, one: Figures) -> Figures:
     """Return the figures of the untouched encoder under the protocol ``one``; empty where there are none."""
-    if isinstance(one.get("baseline"), Mapping):
-        return one["baseline"]
+    held = one.get("baseline")
+    if isinstance(held, Mapping):
+        return held
     return protocol(document.get("baseline") or {}, str(one.get("name"))) or {}
 
 

@@ -21,6 +21,8 @@ from skumatch.eval.views import Views, codes_in
 from skumatch.index.exact import ExactIndex
 from skumatch.nearest import Nearest, first_k_distinct
 from skumatch.spec import Ids, Vectors
+from skumatch.technique_store import MemoryStore
+from skumatch.techniques import NEAREST, Technique, prepared, search
 
 BLOCK = 4096  # queries per search: large enough for the matrix product's full rate
 DEEPER = 4  # times as many views where those fetched did not show k SKUs
@@ -55,11 +57,14 @@ class Answers:
         return Answers(self.gallery, queries, self.skus, self.truth[places], part, views, precision, self.seconds)
 
 
-def retrieve(gallery: Views, queries: Views, k: int, progress: Progress = no_progress) -> Answers:
+def retrieve(
+    gallery: Views, queries: Views, k: int, technique: Technique = NEAREST, progress: Progress = no_progress
+) -> Answers:
     """Answer every query with its ``k`` nearest SKUs of ``gallery``; a gallery view of the same path never counts.
 
-    Memory beyond the inputs: one copy of the gallery's vectors in the index, and blocks of 4,096 queries. Raises
-    DataError when one side is empty.
+    ``technique`` ranks the SKUs; the nearest views and the average precision are those of the plain search. Memory
+    beyond the inputs: one copy of the gallery's vectors in the index, and blocks of 4,096 queries. Raises DataError
+    when one side is empty, or when queries are gallery views and ``technique`` is not the plain search.
     """
     if not len(gallery) or not len(queries):
         raise DataError("no readable picture on one side of the evaluation", "see `skumatch data check`")
@@ -83,8 +88,22 @@ def retrieve(gallery: Views, queries: Views, k: int, progress: Progress = no_pro
         precision[block] = average_precision_at_r(right[:, :most], relevant[block])
         _distinct(index, gallery, queries, own, (block, scores, ids), kept)
         progress(len(block))
+    if technique != NEAREST:
+        kept = _by_technique(technique, MemoryStore(gallery.vectors, gallery.codes, index), queries, own, k)
     seconds = time.perf_counter() - started
     return Answers(gallery, queries, tuple(gallery.skus), truth, kept, views, precision, seconds)
+
+
+def _by_technique(technique: Technique, store: MemoryStore, queries: Views, own: Ids, k: int) -> Nearest:
+    """Return the k SKUs of each query as ``technique`` ranks them. Raises DataError when a query is a gallery view."""
+    if (own >= 0).any():
+        raise DataError(
+            f"{int((own >= 0).sum())} queries are gallery views, which the search '{technique}' cannot leave out",
+            "give queries that are not in the gallery",
+        )
+    ids = np.arange(len(store.sku_codes), dtype=np.int64)
+    dim = store.vectors.shape[1]
+    return search(technique, prepared(technique, store, ids, lambda: ExactIndex(dim)), queries.vectors, k)
 
 
 def own_views(gallery: Views, queries: Views) -> Ids:

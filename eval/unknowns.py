@@ -22,6 +22,7 @@ from skumatch.eval.reliability import brier, ece, reliability
 from skumatch.eval.retrieval import retrieve
 from skumatch.eval.views import Views
 from skumatch.spec import Ids
+from skumatch.techniques import NEAREST, Technique
 
 DRAWS = 10
 HELD_BACK = 1 / 3  # share of the SKUs removed from the gallery where the model has no held-out SKUs
@@ -61,25 +62,44 @@ def splits_of(dataset: Dataset, split: str) -> tuple[str, str | None]:
     return dataset.gallery_split, "val" if "val" in dataset.splits and split != "val" else None
 
 
-def known_case(gallery: Views, queries: Views, typical: float | None = None) -> tuple[Case, float]:
+def known_case(
+    gallery: Views, queries: Views, typical: float | None = None, technique: Technique = NEAREST
+) -> tuple[Case, float]:
     """Return the evidence of ``queries`` in ``gallery`` (a query's own view never counts) and the typical cohesion."""
-    return case_of(retrieve(gallery, queries, 2), typical)
+    return case_of(retrieve(gallery, queries, 2, technique), typical)
 
 
-def draw(views: Views, splits: tuple[str, str | None, str], found: Groups, target_far: float, digest: str) -> Draw:
+@dataclass(frozen=True)
+class Setting:
+    """How a rule is fitted and judged.
+
+    ``gallery``, ``fit`` and ``test``: names of splits (``fit`` None: gallery views, each without itself);
+    ``target_far`` 0..1; ``digest`` of the encoder; ``technique`` of the search.
+    """
+
+    gallery: str
+    fit: str | None
+    test: str
+    target_far: float
+    digest: str
+    technique: Technique = NEAREST
+
+
+def draw(views: Views, asked: Views, how: Setting, found: Groups) -> Draw:
     """Fit the rule on one draw of groups and return how it does on the test split.
 
-    ``views``: all embedded rows; ``splits``: gallery, fitting (None: gallery views, each without itself) and test.
+    ``views``: all rows embedded as reference views; ``asked``: as queries.
     """
-    gallery_split, fit_split, test_split = splits
-    gallery = _pick(views, gallery_split, found.known)
-    fitting = _pick(views, fit_split or gallery_split, found.known)
-    fit_unknown = views.take(np.array([r.sku in found.fit and r.split != test_split for r in views.rows], bool))
-    known, typical = known_case(gallery, fitting)
-    rule = fit(known, known_case(gallery, fit_unknown, typical)[0], target_far, digest, typical)
-    test_known = known_case(gallery, _pick(views, test_split, found.known), typical)[0]
-    test_unknown = known_case(gallery, _pick(views, test_split, found.test), typical)[0]
-    return Draw(rule, test_known, test_unknown)
+    gallery = _pick(views, how.gallery, found.known)
+    fitting = _pick(asked, how.fit or how.gallery, found.known)
+    fit_unknown = asked.take(np.array([r.sku in found.fit and r.split != how.test for r in asked.rows], bool))
+    known, typical = known_case(gallery, fitting, None, how.technique)
+
+    def case(queries: Views) -> Case:
+        return known_case(gallery, queries, typical, how.technique)[0]
+
+    rule = fit(known, case(fit_unknown), how.target_far, how.digest, typical)
+    return Draw(rule, case(_pick(asked, how.test, found.known)), case(_pick(asked, how.test, found.test)))
 
 
 def _pick(views: Views, split: str, skus: Collection[str]) -> Views:
@@ -181,7 +201,7 @@ def reliability_of(draws: Sequence[Draw]) -> dict[str, Any]:
     return {"ece": ece(p, r), "brier": brier(p, r), "bins": bins}
 
 
-def removed_case(gallery: Views, queries: Views, typical: float, seed: int = 0) -> Case:
+def removed_case(gallery: Views, queries: Views, typical: float, technique: Technique = NEAREST, seed: int = 0) -> Case:
     """Return the evidence of ``queries`` when their SKUs are missing from the gallery: a fifth of the SKUs at a time.
 
     Stands in for unknown products where the model has no held-out SKUs.
@@ -192,7 +212,7 @@ def removed_case(gallery: Views, queries: Views, typical: float, seed: int = 0) 
         keep = np.array([fold[row.sku] != number for row in gallery.rows], bool)
         ask = np.array([fold.get(row.sku) == number for row in queries.rows], bool)
         if ask.any() and keep.any():
-            parts.append(known_case(gallery.take(keep), queries.take(ask), typical)[0])
+            parts.append(known_case(gallery.take(keep), queries.take(ask), typical, technique)[0])
     if not parts:
         raise DataError("the gallery has too few SKUs to leave some out", "give at least two SKUs")
     shown = tuple(sku for part in parts for sku in part.shown)

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from skumatch.index.exact import ExactIndex
 from skumatch.nearest import Nearest, nearest_skus
 from skumatch.segment import Segment, SegmentWriter, ViewRow, segment_name
 from skumatch.spec import Ids, Spec, Vectors
+from skumatch.technique_store import mean_per_sku
 
 MANIFEST = "gallery.json"
 TITLES = "titles.json"
 SEGMENTS = "segments"
 FORMAT = 1
+BLOCK = 4096  # views read at a time for prototypes
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,25 @@ class Gallery:
 
     def search(self, queries: Vectors, k: int) -> Nearest:
         """Return the k nearest distinct SKUs of float32 (N, D) unit rows; codes index ``skus``."""
-        return nearest_skus(self.index, lambda ids: self._codes[ids], queries, k)
+        return nearest_skus(self.index, self.codes, queries, k)
+
+    def codes(self, ids: Ids) -> Ids:
+        """Map view ids (any shape) to SKU codes, places in ``skus``."""
+        return self._codes[ids]
+
+    @cached_property
+    def ids(self) -> Ids:
+        """All view ids, ascending."""
+        return np.array(sorted(self._place), np.int64)
+
+    def prototypes(self) -> tuple[Vectors, Ids]:
+        """Return each SKU's mean vector, float32 (S, D) unit rows, and the SKU codes (S,), ascending."""
+        return self._prototypes
+
+    @cached_property
+    def _prototypes(self) -> tuple[Vectors, Ids]:
+        blocks = (self.ids[start : start + BLOCK] for start in range(0, len(self.ids), BLOCK))
+        return mean_per_sku(((self.codes(block), self.vectors_of(block)) for block in blocks), len(self.skus))
 
     def view(self, view_id: int) -> ViewRow:
         """Return a view by id. Raises GalleryError when it is not there."""

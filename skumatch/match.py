@@ -11,13 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
+from skumatch import techniques
 from skumatch.calibration import FILE, Calibration, Decision, evidence_of, shrunk
 from skumatch.embed import Embedded, Pipeline, Progress, Source, no_progress
 from skumatch.encoder import Encoder, open_encoder
 from skumatch.errors import GalleryError, ImageError, SpecMismatch
 from skumatch.gallery import Gallery, open_gallery
+from skumatch.index.exact import ExactIndex
 from skumatch.model import open_bundle
 from skumatch.nearest import Nearest
+from skumatch.search import Search, search_of
+from skumatch.testviews import with_views
 
 
 @dataclass(frozen=True)
@@ -71,26 +75,34 @@ class Matcher:
         gallery: Gallery,
         pipeline: Pipeline | None = None,
         calibration: Calibration | None = None,
+        search: Search | None = None,
     ) -> None:
-        """Raises SpecMismatch when the gallery or the calibration is of another encoder, GalleryError when the gallery
-        is empty."""
+        """``search``: how crops are looked up; by their nearest views where it is None.
+
+        Raises SpecMismatch when the gallery or the calibration is of another encoder, GalleryError when the gallery is
+        empty.
+        """
         gallery.require(encoder.spec)
         if not len(gallery):
             raise GalleryError(f"gallery {gallery.store} is empty", "build it from at least one picture")
         if calibration is not None and calibration.spec_digest != encoder.spec.digest:
             raise SpecMismatch("the calibration was fitted with another model", "run `skumatch calibrate` again")
-        self.encoder = encoder
+        self.search = search or Search()
+        self.encoder = with_views(encoder, self.search.views)
         self.gallery = gallery
         self.pipeline = pipeline or Pipeline()
         self.calibration = calibration
+        dim = gallery.spec.dim
+        self._store = techniques.prepared(self.search.technique, gallery, gallery.ids, lambda: ExactIndex(dim))
 
     @classmethod
     def open(cls, model: Path | str, gallery: Path | str, device: str = "auto") -> Matcher:
-        """Open a model (bundle folder or encoder name) with its calibration, and a gallery folder.
+        """Open a model (bundle folder or encoder name) with its search and calibration, and a gallery folder.
 
         Raises ModelError, GalleryError, SpecMismatch, ArtefactError or DeviceError.
         """
-        return cls(open_encoder(model, device), open_gallery(Path(gallery)), calibration=calibration_of(model))
+        opened = open_gallery(Path(gallery))
+        return cls(open_encoder(model, device), opened, None, calibration_of(model), search_of(model))
 
     def match(self, images: Sequence[Source], k: int = 5) -> list[CropMatches]:
         """Match paths, bytes, uint8 (H, W, 3) RGB arrays or Pillow images to their ``k`` nearest SKUs, in order.
@@ -107,7 +119,8 @@ class Matcher:
             yield from self._answer(batch, k)
 
     def _answer(self, batch: Embedded, k: int) -> Iterator[CropMatches]:
-        found = self.gallery.search(batch.vectors, max(k, 2))  # the decision looks at the second SKU
+        # the decision looks at the second SKU
+        found = techniques.search(self.search.technique, self._store, batch.vectors, max(k, 2))
         probabilities = self._probabilities(found)
         line_of = {int(place): line for line, place in enumerate(batch.good)}
         for place, (source, error) in enumerate(zip(batch.sources, batch.errors, strict=True)):

@@ -31,7 +31,7 @@ def reciprocal_scores(cosine: Vectors, neighbours: int, strength: float) -> NDAr
 
 
 def _encoded(cosine: Vectors, order: Ids, neighbours: int) -> NDArray[np.float32]:
-    """Return each point's weights over its expanded k-reciprocal set (equations 3, 4 and 7)."""
+    """Return each point's weights over its expanded k-reciprocal set (sections 3.2 and 3.3)."""
     near, half = _mutual(order), _mutual(order[:, : round(neighbours / 2) + 1])
     joins = near * (near @ half.T >= 2 / 3 * half.sum(axis=1) - 1e-6)  # [p, q]: does q bring its neighbours to p
     members = (near + joins @ half) > 0

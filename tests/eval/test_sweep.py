@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from skumatch.embed import Pipeline
 from skumatch.encoder import Encoder
 from skumatch.errors import DataError
 from skumatch.eval.options import Option, embed_settings, families, trial
-from skumatch.eval.sweep import holm, sweep
+from skumatch.eval.sweep import holm, sign_flip, sweep
 from skumatch.eval.views import Views
 from skumatch.spec import Vectors
 from skumatch.technique_store import unit_rows
@@ -202,6 +203,24 @@ def test_a_large_gallery_is_not_searched_against_itself() -> None:
 )
 def test_holm(p: list[float], expected: list[float]) -> None:
     assert holm(p) == pytest.approx(expected)
+
+
+def test_sign_flips_against_every_flip() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        units = rng.integers(0, 10, 60)
+        change = rng.choice([-1.0, 0, 0, 1, 1], 60)
+        total = np.bincount(units, change, 10)
+        flips = np.array(list(itertools.product([-1, 1], repeat=10))) @ total
+        expected = float((np.abs(flips) >= abs(total.sum()) - 1e-9).mean())
+        assert sign_flip(change, units) == pytest.approx(expected, abs=0.02)
+
+
+def test_queries_of_one_sku_count_as_one() -> None:
+    change = np.concatenate([np.ones(30), np.zeros(30)])
+    assert sign_flip(change, np.repeat([0, 1], 30)) == 1.0  # one SKU changed, however many queries it has
+    assert sign_flip(change, np.arange(60)) == pytest.approx(1e-4)
+    assert sign_flip(np.zeros(5), np.arange(5)) == 1.0
 
 
 def test_vectors_for_every_setting(patterns: Path, encoder: Encoder, make_encoder: Callable[[int], Encoder]) -> None:
