@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skumatch.cli.common import Device, ModelOption, Where, encoder_of, here, model_of, note, pipeline_of, progress_bar
+from skumatch.cli.common import (
+    Device,
+    ModelOption,
+    Where,
+    encoder_of,
+    here,
+    model_of,
+    note,
+    pipeline_of,
+    progress_bar,
+    report_failures,
+)
 
 if TYPE_CHECKING:
     from skumatch.calibration import Calibration
@@ -23,7 +34,7 @@ def calibrate(
     target_far: Annotated[float, typer.Option(help="Share of unknown crops that may be accepted.")] = 0.01,
     model: ModelOption = None,
     where: Where = None,
-    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the folds.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the calibration on stdout.")] = False,
     device: Device = None,
 ) -> None:
@@ -32,6 +43,7 @@ def calibrate(
     The rule goes into a new version of the model, which galleries built with it still fit. `skumatch match` then fills
     decision and probability.
     """
+    from skumatch import artefact
     from skumatch.calibration import FILE
     from skumatch.dataset import parse_filters
     from skumatch.errors import ConfigError
@@ -41,9 +53,8 @@ def calibrate(
         raise ConfigError(f"target false accept rate {target_far} is out of range", "choose 0.001 to 0.5")
     workspace = here()
     dataset = workspace.open_dataset(parse_filters(where or []))
+    bundle = bundle_of(workspace, model)
     encoder = encoder_of(workspace, model, device)
-    folder = model_of(workspace, model)
-    bundle = open_bundle(folder) if folder is not None else None
     rule = fitted(workspace, dataset, encoder, bundle, (target_far, seed))
     if bundle is None:
         bundle = open_bundle(publish_untouched(workspace, encoder))
@@ -52,7 +63,27 @@ def calibrate(
         typer.echo(rule.to_bytes().decode().rstrip())
         return
     show(rule)
-    typer.echo(f"wrote {made} - next: skumatch match CROPS")
+    current = artefact.current(made.parent) == made
+    typer.echo(f"wrote {made} - next: skumatch match CROPS" + ("" if current else f" --model {made}"))
+
+
+def bundle_of(workspace: Workspace, model: str | None) -> Bundle | None:
+    """Return the bundle that a new version can be made of; None for the workspace's untouched encoder.
+
+    Raises ConfigError for another encoder by name, which would take the place of the workspace's model, and ModelError
+    for a bundle outside a store.
+    """
+    from skumatch.errors import ConfigError
+    from skumatch.model import open_bundle, store_of
+
+    folder = model_of(workspace, model)
+    if folder is None:
+        if model is not None:
+            raise ConfigError(f"{model} is no model folder, so nothing can be kept in it", "leave out --model")
+        return None
+    bundle = open_bundle(folder)
+    store_of(bundle)
+    return bundle
 
 
 def fitted(
@@ -72,6 +103,7 @@ def fitted(
     kept = workspace.folder / "eval" / "vectors-calibrate"
     with progress_bar("embedding", missing(rows, encoder, kept)) as progress:
         pool = embed_pool(rows, encoder, pipeline_of(workspace), kept, progress)
+    report_failures(list(pool.problems), "pictures")
     pool = asked_pool(pool, (*roles.queries, *roles.unknown), encoder, looked_up.views, pipeline_of(workspace))
     gallery, queries = pool.views(roles.gallery), pool.queries(roles.queries)
     target, seed = how
@@ -81,7 +113,8 @@ def fitted(
     else:
         unknown = unknowns.removed_case(gallery, queries, typical, looked_up.technique, seed)
     rule = fit(known, unknown, target, encoder.spec.digest, typical, seed)
-    return replace(rule, facts={**rule.facts, "unknowns": _unknowns(bool(roles.unknown), bool(trained))})
+    tuned = bundle is not None and "recipe" in bundle.document
+    return replace(rule, facts={**rule.facts, "unknowns": _unknowns(bool(roles.unknown), tuned)})
 
 
 def roles_of(dataset: Dataset, bundle: Bundle | None, trained: frozenset[str], held: frozenset[str]) -> Roles:
@@ -96,9 +129,11 @@ def roles_of(dataset: Dataset, bundle: Bundle | None, trained: frozenset[str], h
     from skumatch.finetune.data import split_rows
     from skumatch.finetune.recipe import recipe_from
 
-    aside = {row.path for row in split_rows(dataset, recipe_from(recipe)).queries}
-    gallery = tuple(row for row in roles.gallery if row.path not in aside)
-    queries = tuple(row for row in roles.gallery if row.path in aside)
+    aside = split_rows(dataset, recipe_from(recipe)).queries
+    paths = {row.path for row in aside}
+    gallery = tuple(row for row in roles.gallery if row.path not in paths)
+    known = {row.sku for row in gallery}
+    queries = tuple(row for row in aside if row.sku in known)
     return Roles(gallery, queries, roles.unknown) if queries else roles
 
 
@@ -137,4 +172,12 @@ def show(rule: Calibration) -> None:
         f"{100 * facts['left_out_far']:.1f} %; most often accepted: {twin['sku']}, {100 * twin['far']:.1f} %"
     )
     if rule.accept > 1:
-        note("no answer can be accepted at this rate: allow more false accepts, or hold out and fine-tune more SKUs")
+        note(f"no answer will be accepted: {_why_nothing(facts)}")
+
+
+def _why_nothing(facts: dict[str, Any]) -> str:
+    crops, target = facts["unknown_crops"], facts["target_far"]
+    if target * (crops + 1) < 1:
+        least = f"{100 / (crops + 1):.1f} %"
+        return f"{crops:,} unknown crops cannot show a rate below {least} - hold out more SKUs, or give --target-far"
+    return "known and unknown crops look alike to this model - fine-tune it first, or give a higher --target-far"

@@ -11,11 +11,14 @@ import typer
 from skumatch.cli.common import note
 
 if TYPE_CHECKING:
+    from skumatch.calibration import Calibration
     from skumatch.encoder import Encoder
+    from skumatch.runtime.torch import TorchEncoder
     from skumatch.workspace import Workspace
 
 MODEL = "open_clip:skumatch-tiny-96"
 SKUS, VIEWS, TEST_VIEWS = 60, 60, 10
+FALSE_ACCEPTS = 0.05
 
 
 def demo(
@@ -35,21 +38,24 @@ def demo(
     from skumatch.workspace import DataConfig, ModelConfig, Workspace
 
     _require_empty(out)
-    note(f"1/5 rendering a store of {SKUS} SKUs")
+    note(f"1/6 rendering a store of {SKUS} SKUs")
     _render(out / "store", seed)
     workspace = Workspace(out.absolute(), DataConfig("store", "rp2k"), ModelConfig(MODEL, random_init=True))
     workspace.write()
-    note("2/5 evaluating the untouched network (random weights)")
+    note("2/6 evaluating the untouched network (random weights)")
     before = _evaluate(workspace, open_encoder(workspace.source()), out / "before")
-    note("3/5 fine-tuning it on the training crops")
+    note("3/6 fine-tuning it on the training crops")
     recipe = load_recipe("scratch", seed=seed)
     train(Job(workspace.open_dataset(), workspace.source(), recipe, workspace.models))
-    note("4/5 evaluating the fine-tuned network on crops it has not seen")
+    note("4/6 evaluating the fine-tuned network on crops it has not seen")
     encoder = open_encoder(workspace.models)
     after = _evaluate(workspace, encoder, out / "after")
-    note("5/5 matching a folder of crops")
+    note("5/6 calibrating decisions: accept, review, unknown")
+    rule = _calibrate(workspace, encoder)
+    note("6/6 matching a folder of crops")
     _pick_crops(out)
-    matcher = Matcher(encoder, build_from(workspace, encoder, workspace.gallery_path, {}))
+    gallery = build_from(workspace, encoder, workspace.gallery_path, {})
+    matcher = Matcher(encoder, gallery, calibration=rule)
     result = ResumableFile(out / "matches.csv", {})
     match_crops(matcher, expand([str(out / "crops")]), SKUS, 5, result, out / "index.html")
     _story(out, before, after)
@@ -79,6 +85,19 @@ def _evaluate(workspace: Workspace, encoder: Encoder, out: Path) -> float:
     return float(document["topk"]["1"])
 
 
+def _calibrate(workspace: Workspace, encoder: TorchEncoder) -> Calibration:
+    """Fit decisions to a false accept rate of 5 % and keep them in the model."""
+    from skumatch.calibration import FILE
+    from skumatch.cli.calibrate import fitted, show
+    from skumatch.model import open_bundle, with_files
+
+    bundle = open_bundle(workspace.models)
+    rule = fitted(workspace, workspace.open_dataset(), encoder, bundle, (FALSE_ACCEPTS, 0))
+    with_files(bundle, {FILE: rule.to_bytes()})
+    show(rule)
+    return rule
+
+
 def _pick_crops(out: Path) -> None:
     """Copy one test crop of each SKU into ``crops``, as if they came from a store visit."""
     (out / "crops").mkdir()
@@ -93,4 +112,5 @@ def _story(out: Path, before: float, after: float) -> None:
         f"open {out / 'index.html'}: each crop beside its best reference views; answers in {out / 'matches.csv'}"
     )
     typer.echo("\nnow with your own pictures, one folder per SKU:")
-    typer.echo("  skumatch init --data PATH\n  skumatch finetune\n  skumatch eval --topk 5\n  skumatch match CROPS/")
+    for command in ("init --data PATH", "finetune", "eval", "calibrate", "match CROPS/"):
+        typer.echo(f"  skumatch {command}")

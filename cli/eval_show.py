@@ -33,33 +33,32 @@ def _headline(document: dict[str, Any]) -> Table:
     table = _table("", "right", "95 % interval", "by views")
     for name in others:
         table.add_column(name, justify="right")
-        table.add_column("95 % interval", justify="right")
+        if len(others) == 1:  # more would not fit
+            table.add_column("95 % interval", justify="right")
     for k, value in document["topk"].items():
         cells = [_percent(value), _interval(document["ci95"][k]), _percent(document["topk_views"][k])]
         for other in others.values():
-            cells += [_percent(other["topk"][k]), _interval(other["ci95"][k])]
+            cells += [_percent(other["topk"][k]), _interval(other["ci95"][k])][: 2 if len(others) == 1 else 1]
         table.add_row(f"top-{k}", *cells)
     return table
 
 
 def _protocols(protocols: list[dict[str, Any]]) -> Table:
+    """Return a line per protocol, 80 columns wide at most: with a baseline, mAP@R is left to the report."""
     against = any("baseline" in one for one in protocols)
-    table = _table("protocol", "top-1", "95 % interval", "top-5", "mAP@R", *(["untouched"] if against else []))
-    table.add_column("SKUs", justify="right")
-    table.add_column("queries", justify="right")
+    table = _table("in %", "top-1", "interval", "top-5", "untouched" if against else "mAP@R", "SKUs", "queries")
     for one in protocols:
-        cells = [_percent(one["topk"]["1"]), _interval(one["ci95"]["1"]), _percent(one["topk"]["5"])]
-        cells.append("" if one["map_at_r"] is None else _percent(one["map_at_r"]))
-        if against:
-            cells.append(_percent(one["baseline"]["topk"]["1"]) if "baseline" in one else "")
-        table.add_row(one["title"], *cells, f"{one['skus']:,}", f"{one['queries']:,}")
+        last = one["baseline"]["topk"]["1"] if "baseline" in one else None if against else one["map_at_r"]
+        figures = [_number(one["topk"]["1"]), _interval(one["ci95"]["1"]), _number(one["topk"]["5"]), _number(last)]
+        table.add_row(one["title"], *figures, f"{one['skus']:,}", f"{one['queries']:,}")
     return table
 
 
 def _table(*columns: str) -> Table:
     from rich.table import Table
 
-    table = Table(columns[0], box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column(columns[0], no_wrap=True)
     for column in columns[1:]:
         table.add_column(column, justify="right")
     return table
@@ -68,10 +67,12 @@ def _table(*columns: str) -> Table:
 def _decisions(document: dict[str, Any]) -> Iterator[str]:
     found = document.get("open_set")
     if found:
+        accuracy = found["accuracy_accepted"]
+        right = "" if accuracy is None else f", {_percent(accuracy)} of these right"
         yield (
             f"open set, {found['test_skus']} unknown SKUs, mean of {found['draws']} draws: false accept rate "
             f"{_percent(found['far'])} (asked for {_percent(found['target_far'])}), {_percent(found['accepted'])} of "
-            f"the known crops accepted, {_percent(found['accuracy_accepted'])} of these right; "
+            f"the known crops accepted{right}; "
             f"AUROC {found['auroc']:.3f}, OSCR {found['oscr']:.3f}, FPR at 95 % TPR {_percent(found['fpr95'])}"
         )
         if found["note"]:
@@ -126,6 +127,10 @@ def show_comparison(found: dict[str, Any], as_json: bool) -> None:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def _interval(bounds: list[float]) -> str:

@@ -144,7 +144,8 @@ def _two_means(vectors: Vectors) -> NDArray[np.bool_]:
         if (moved == second).all():
             break
         second = moved
-    return second if second.sum() * 2 <= len(second) else ~second
+    smaller: NDArray[np.bool_] = second if second.sum() * 2 <= len(second) else ~second
+    return smaller
 
 
 def _distance(vectors: Vectors, second: NDArray[np.bool_]) -> float:

@@ -18,7 +18,7 @@ from skumatch.dataset import Row
 from skumatch.embed import Progress, no_progress
 from skumatch.errors import DataError
 from skumatch.eval import html
-from skumatch.eval.audit import Near, Suspect, label_scores, suspects, typical
+from skumatch.eval.audit import CERTAIN, Near, Suspect, label_scores, suspects, typical
 from skumatch.eval.audit_folders import Pair, Split, same_product, two_products
 from skumatch.eval.fixes import proposals, second_name, write_fixes
 from skumatch.eval.views import Views
@@ -52,13 +52,15 @@ def examine(views: Views, most: int = 200) -> Audit:
             f"{len(views)} readable pictures of {len(views.skus)} SKUs", "an audit compares two SKUs or more"
         )
     scores = label_scores(views)
+    # A folder with three wrong crops is not a folder of two products: the certain ones are set aside for folders.
+    folders = views.take(np.flatnonzero(scores.score < CERTAIN))
     return Audit(
         views,
         tuple(suspects(views, most, scores)),
         int((scores.score > 0).sum()),
         int(np.isneginf(scores.score).sum()),
-        tuple(same_product(views)),
-        tuple(two_products(views)),
+        tuple(same_product(folders)),
+        tuple(two_products(folders)),
     )
 
 
@@ -212,7 +214,8 @@ def _pictures(rows: Sequence[Row]) -> list[str]:
 
 def _group(title: str, pictures: Sequence[str]) -> str:
     body = html.strip(pictures) or '<p class="soft">no other picture</p>'
-    return f'<div class="group"><h4 dir="auto">{html.text(title)}</h4>\n{body}</div>\n'
+    width = {1: " one", TYPICAL: " two"}.get(len(pictures), "")
+    return f'<div class="group{width}"><h4 dir="auto">{html.text(title)}</h4>\n{body}</div>\n'
 
 
 def _article(number: str, sku: str, proposed: str, kind: str, said: str, groups: Sequence[str]) -> str:
@@ -239,8 +242,13 @@ h4 { font-size: 12px; font-weight: 500; color: var(--soft); margin-bottom: 4px; 
 .groups .frame { height: 92px; }
 .groups figcaption { font-size: 11px; -webkit-line-clamp: 3; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
+  .groups { gap: 12px 8px; }
   .group { width: 100%; }
+  .group.one, .group.two { width: calc(50% - 4px); }
   .groups .strip { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); }
+  .groups .two .strip { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .groups .one .strip { grid-template-columns: minmax(0, 1fr); }
   .groups .pic { width: auto; }
-  .groups .frame { height: 20vw; } }
+  .groups .frame { height: 20vw; }
+  .groups .one .frame { height: 40vw; } }
 """

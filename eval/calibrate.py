@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skumatch.calibration import Calibration, Floats, cohesion_of, evidence_of, shrunk, sigmoid
+from skumatch.calibration import NOTHING, Calibration, Floats, cohesion_of, evidence_of, shrunk, sigmoid
 from skumatch.errors import DataError
 from skumatch.eval.reliability import ece
 from skumatch.eval.retrieval import Answers
@@ -138,11 +138,18 @@ def folds_of(shown: Sequence[str], seed: int) -> Ids:
     return np.array([fold[name] for name in shown], np.int64)
 
 
+def _folds(known: Sequence[str], unknown: Sequence[str], seed: int) -> Ids:
+    """Return the folds of known, then unknown queries; a SKU that is both (once removed from the gallery) has one."""
+    fold = dict(zip(known, folds_of(known, seed).tolist(), strict=True))
+    fold.update(zip(unknown, folds_of(unknown, seed + 1).tolist(), strict=True))
+    return np.array([fold[name] for name in (*known, *unknown)], np.int64)
+
+
 def _cross_fitted(known: Case, unknown: Case, weight: Floats, seed: int) -> Floats:
     """Return the probability of every query, each predicted by a model fitted without its SKU's fold."""
     evidence = np.concatenate([known.evidence, unknown.evidence])
     right = np.concatenate([known.right, unknown.right])
-    fold = np.concatenate([folds_of(known.shown, seed), folds_of(unknown.shown, seed + 1)])
+    fold = _folds(known.shown, unknown.shown, seed)
     found = np.empty(len(right))
     for number in range(FOLDS):
         inside, outside = fold != number, fold == number
@@ -191,42 +198,48 @@ def _newton(design: Floats, right: Floats, weight: Floats) -> Floats:
 def far_threshold(probability: Floats, target: float) -> float:
     """Return the lowest threshold that at most ``target`` of unknown crops like these pass, on average over draws.
 
-    A conformal quantile (Vovk et al. 2005, ch. 2). Unknown SKUs differ (one may be the twin of a known SKU), so single
-    SKUs lie far above and below the target: ``left_out_far`` and ``worst`` say how far.
+    A conformal quantile (Vovk et al. 2005, ch. 2) of N crops; where ``target`` is below 1 / (N + 1), which so few
+    crops cannot show, nothing passes. Unknown SKUs differ (one may be the twin of a known SKU), so single SKUs lie far
+    above and below the target: ``left_out_far`` and ``worst`` say how far.
     """
-    return _quantile(probability, target)
+    allowed = _allowed(len(probability), target)
+    return NOTHING if allowed < 0 else float(np.nextafter(np.sort(probability)[::-1][allowed], 2))
+
+
+def _allowed(crops: int, target: float) -> int:
+    """Return how many of ``crops`` may pass so that another one does with a chance of ``target`` at most; -1: never."""
+    return math.floor(target * (crops + 1)) - 1
 
 
 def left_out_far(probability: Floats, shown: Sequence[str], target: float) -> float:
     """Return the false accept rate of SKUs that the threshold is not set on, each left out in turn."""
-    names = np.array(shown)
+    order = np.argsort(-probability, kind="stable")
+    ranked = probability[order]
+    code = np.unique(np.array(shown), return_inverse=True)[1][order]
+    places = np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1])
     accepted = 0
-    for name in sorted(set(shown)):
-        inside = names == name
-        accepted += int((probability[inside] >= _quantile(probability[~inside], target)).sum())
-    return accepted / len(probability)
+    for own in places:  # the ranks of one SKU's crops, from the highest
+        allowed = _allowed(len(code) - len(own), target)
+        if allowed >= 0:
+            # The rank of the crop that would set the threshold without this SKU: its own crops above it do not count.
+            rank = allowed + int(np.searchsorted(own - np.arange(len(own)), allowed, "right"))
+            accepted += int((ranked[own] > ranked[rank]).sum())
+    return accepted / len(code)
 
 
 def worst(passed: NDArray[np.bool_], shown: Sequence[str]) -> tuple[str, float]:
     """Return the unknown SKU that is accepted most often, and how often."""
-    names = np.array(shown)
-    rates = {name: float(passed[names == name].mean()) for name in sorted(set(shown))}
-    name = max(rates, key=lambda sku: rates[sku])
-    return name, rates[name]
-
-
-def _quantile(probability: Floats, level: float) -> float:
-    """Return a threshold that at most ``level * (N + 1) - 1`` of N crops reach; above all of them where that is < 0."""
-    order = np.sort(probability)[::-1]
-    allowed = max(0, math.floor(level * (len(order) + 1)) - 1)
-    return float(np.nextafter(order[allowed], 2))
+    names, code = np.unique(np.array(shown), return_inverse=True)
+    rates = np.bincount(code, passed) / np.bincount(code)
+    return str(names[rates.argmax()]), float(rates.max())
 
 
 def accuracy_threshold(probability: Floats, right: NDArray[np.bool_], target: float) -> float:
-    """Return the lowest threshold at and above which at least ``target`` of the answers are right."""
+    """Return the lowest threshold at and above which at least ``target`` of the answers are right; ``NOTHING`` where
+    there is none."""
     order = np.argsort(-probability, kind="stable")
     ranked = probability[order]
     accuracy = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     complete = np.append(ranked[1:] < ranked[:-1], True)
     enough = np.flatnonzero((accuracy >= target) & complete)
-    return float(ranked[enough[-1]]) if len(enough) else float(np.nextafter(ranked[0], 2))
+    return float(ranked[enough[-1]]) if len(enough) else NOTHING

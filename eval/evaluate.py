@@ -53,16 +53,28 @@ class Plan:
         return list({row.path: row for row in rows}.values())
 
     def without(self, leaked: Collection[Path]) -> Plan:
-        """Return the plan without the queries ``leaked`` in any protocol. Raises DataError when none remains."""
+        """Return the plan without the queries ``leaked`` in any protocol; one that is left without queries is skipped.
+
+        Raises DataError when no query remains at all.
+        """
         if not leaked:
             return self
 
-        def clean(trial: Trial) -> Trial:
-            return replace(trial, queries=tuple(row for row in trial.queries if row.path not in leaked))
+        def left(trial: Trial) -> tuple[Row, ...]:
+            return tuple(row for row in trial.queries if row.path not in leaked)
 
-        kept = tuple(replace(one, trials=tuple(clean(trial) for trial in one.trials)) for one in self.protocols)
-        rows = tuple(row for row in self.dataset.rows if row.path not in leaked)
-        return replace(self, dataset=self.dataset.with_rows(rows), main=clean(self.main), protocols=kept)
+        if not left(self.main):
+            raise DataError(f"all {len(self.main.queries)} queries are leaks: none remains", "see leaks.html")
+        kept = tuple(
+            replace(one, trials=tuple(replace(trial, queries=left(trial)) for trial in one.trials))
+            for one in self.protocols
+            if all(left(trial) for trial in one.trials)
+        )
+        names = {one.name for one in kept}
+        gone = (f"{one.name}: all its queries are leaks" for one in self.protocols if one.name not in names)
+        rows = [row for row in self.dataset.rows if row.path not in leaked]
+        dataset, main = self.dataset.with_rows(rows), replace(self.main, queries=left(self.main))
+        return replace(self, dataset=dataset, main=main, protocols=kept, skipped=(*self.skipped, *gone))
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,8 @@ def plan(dataset: Dataset, question: Question, held: Collection[str] = (), train
     else:
         trial = closed(dataset, question.split)
     main, leaks = without_copies(trial)
+    copies = {(row.path, row.split) for row, _ in leaks}
+    dataset = dataset.with_rows([row for row in dataset.rows if (row.path, row.split) not in copies])
     protocols: list[Protocol] = []
     skipped: list[str] = []
     makers: dict[str, Callable[[], list[Protocol]]] = {
@@ -104,12 +118,15 @@ def plan(dataset: Dataset, question: Question, held: Collection[str] = (), train
         "held-out": lambda: _held(main, held, trained),
         "catalogue": lambda: [_clean(catalogue(dataset, main))],
     }
-    for name in question.names:
-        if name in makers and not main.leave_one_out:
-            try:
-                protocols += makers[name]()
-            except DataError as error:
-                skipped.append(f"{name}: {error.what}")
+    for name in dict.fromkeys(question.names):
+        if name not in makers:
+            continue
+        try:
+            if main.leave_one_out:
+                raise DataError(f"preset {main.name} sets every picture against all others", "leave the protocol out")
+            protocols += makers[name]()
+        except DataError as error:
+            skipped.append(f"{name}: {error.what}")
     groups, note = _open_groups(dataset, question, held, trained, skipped)
     return Plan(dataset, main, leaks, tuple(protocols), groups, note, tuple(skipped))
 
@@ -128,7 +145,10 @@ def _clean(found: Protocol) -> Protocol:
 def _open_groups(
     dataset: Dataset, question: Question, held: Collection[str], trained: Collection[str], skipped: list[str]
 ) -> tuple[tuple[unknowns.Groups, ...], str]:
-    if "open-set" not in question.names or question.preset is not None:
+    if "open-set" not in question.names:
+        return (), ""
+    if question.preset is not None:
+        skipped.append("open-set: a preset says nothing about unknown SKUs")
         return (), ""
     flatters = bool(trained) and not set(held) & set(dataset.skus)
     note = "the encoder was trained on the SKUs that play the unknown ones: this flatters" if flatters else ""
@@ -180,7 +200,7 @@ def _answer(pool: Pool, trial: Trial, k: int, technique: Technique) -> Answers:
 
 def _protocols(what: Plan, question: Question, answers: Answers, pool: Pool, topk: int) -> Iterator[dict[str, Any]]:
     main = what.main
-    title = "all SKUs, all reference views" if main.name == "closed" else f"preset {main.name}"
+    title = "all SKUs, all views" if main.name == "closed" else main.name
     yield {"name": main.name, "title": title, **summary([answers], topk), "note": main.note}
     k = answers.nearest.skus.shape[1]
     for one in what.protocols:

@@ -34,7 +34,8 @@ NEAR_BITS: Final = 12
 NEAR_COSINE: Final = 0.8
 NEIGHBOURS: Final = 4  # by cosine, and as many by hash
 # The pixels decide. Chosen on the Grocery Store photos: of 11,481 pairs of nearest neighbours, none of them a copy, 4
-# reach both bars (shots of one shelf from one spot); so did all of 360 planted copies.
+# reach both bars (shots of one shelf from one spot); so did all of 360 planted copies. The nearest two of its 81
+# catalogue pictures, two flavours of one design, have 0.90 and 0.57.
 SAME_AGREEMENT: Final = 0.96
 SAME_WORST: Final = 0.87
 # Of a frame the name has said the most: the same scene from nearly the same spot is enough. 717 of 9,080 pairs of

@@ -25,11 +25,11 @@ _KINDS: Final[Mapping[Kind, tuple[str, str]]] = {
 
 
 def write_leaks_page(path: Path, leaks: Sequence[Leak], facts: Mapping[str, str]) -> None:
-    """Write the page ``path``: counts per kind, then query beside view, the strongest of a kind first.
+    """Write the page ``path``: counts per kind, then query beside view, the least sure of a kind first.
 
-    ``facts`` (model, data, ...) stand in the head. Of a kind with more than 200 leaks the strongest are shown and the
-    others counted. Pictures are read while the page is written; one that cannot be read becomes a box that says why.
-    Raises ArtefactError when the disk refuses.
+    ``facts`` (model, data, ...) stand in the head. Of a kind with more than 200 leaks the least sure are shown, which a
+    person should judge, and all are counted. Pictures are read while the page is written; one that cannot be read
+    becomes a box that says why. Raises ArtefactError when the disk refuses.
     """
     write_page(path, "Leaks between gallery and queries", facts, _sections(leaks))
 
@@ -40,15 +40,15 @@ def _sections(leaks: Sequence[Leak]) -> Iterator[str]:
     for kind, found in by_kind.items():
         if found:
             title, intro = _KINDS[kind]
-            shown = sorted(found, key=lambda leak: -leak.score)[:SHOWN]
-            rest = f" Shown are the first {len(shown)} of {len(found)}." if len(shown) < len(found) else ""
+            shown = sorted(found, key=lambda leak: leak.score)[:SHOWN]
+            rest = f" Shown are the {len(shown)} least sure of {len(found)}." if len(shown) < len(found) else ""
             yield section(title, "".join(_pair(leak) for leak in shown), intro + rest)
 
 
 def _pair(leak: Leak) -> str:
     """Return both pictures side by side under the evidence."""
     pictures = [
-        picture(row.path, f"{role}: {row.sku}, {row.path.parent.name}/{row.path.name}", side=240)
+        picture(row.path, f"{role}: {row.sku}, {row.path.parent.name}/{row.path.name}")
         for role, row in (("query", leak.query), ("view", leak.view))
     ]
     return f"<p>{text(leak.evidence)}</p>\n{strip(pictures)}"

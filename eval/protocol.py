@@ -78,7 +78,7 @@ def k_shot(trial: Trial, views: int, draws: int = DRAWS, seed: int = 0) -> Proto
     )
     fewer = sum(len(rows) < views for rows in by_sku.values())
     note = f"{fewer} of {len(by_sku)} SKUs have fewer views" if fewer else ""
-    title = f"{views} reference view{'s' if views > 1 else ''} per SKU, mean of {draws} draws"
+    title = f"{views} view{'s' if views > 1 else ''} per SKU, {draws} draws"
     return Protocol(f"k-shot {views}", title, trials, note)
 
 
@@ -101,12 +101,10 @@ def held_out(trial: Trial, skus: Collection[str]) -> list[Protocol]:
         raise DataError("no query shows a held-out SKU", "train with --hold-out on the same data")
     alone = tuple(row for row in trial.gallery if row.sku in skus)
     return [
-        Protocol(
-            "held-out SKUs", "SKUs never trained on, among all", (replace(trial, name="held-out", queries=queries),)
-        ),
+        Protocol("held-out SKUs", "held-out SKUs, among all", (replace(trial, name="held-out", queries=queries),)),
         Protocol(
             "held-out SKUs alone",
-            "SKUs never trained on, among themselves",
+            "held-out SKUs alone",
             (replace(trial, name="held-out alone", gallery=alone, queries=queries),),
         ),
     ]
@@ -119,13 +117,19 @@ def catalogue(dataset: Dataset, trial: Trial) -> Protocol:
     if not views:
         raise DataError("no SKU of the gallery has a catalogue picture", "leave the protocol out")
     per_sku = len(views) / len({row.sku for row in views})
-    title = f"catalogue pictures as the gallery, {per_sku:.1f} per SKU"
-    return Protocol("catalogue", title, (replace(trial, name="catalogue", gallery=views),))
+    note = f"{per_sku:.1f} pictures per SKU"
+    return Protocol("catalogue", "catalogue pictures", (replace(trial, name="catalogue", gallery=views),), note)
 
 
 def shots_for(trial: Trial, shots: Sequence[int] = SHOTS) -> list[int]:
-    """Return the shots that leave something out: those below the largest number of views that a SKU has."""
+    """Return the shots that leave something out: those below the largest number of views that a SKU has.
+
+    Raises DataError when there is none.
+    """
     counts: dict[str, int] = {}
     for row in trial.gallery:
         counts[row.sku] = counts.get(row.sku, 0) + 1
-    return [views for views in shots if views < max(counts.values(), default=0)]
+    found = [views for views in shots if views < max(counts.values(), default=0)]
+    if not found:
+        raise DataError(f"no SKU has more than {min(shots)} reference view", "leave the protocol out")
+    return found

@@ -82,7 +82,7 @@ def detail(answers: Answers) -> dict[str, Any]:
     found = per_sku(top_k(ranks, 1), names)
     curve = thin(coverage_accuracy(answers.nearest.scores[:, 0].astype(np.float64), right))
     return {
-        "queries_without_gallery_view": int((answers.truth < 0).sum()),
+        "queries_without_gallery_view": int(np.isnan(answers.precision).sum()),
         "per_sku": {sku: {"queries": count, "top1": value} for sku, (count, value) in found.items()},
         "confused": [
             {"shown": shown, "answered": said, "queries": count}

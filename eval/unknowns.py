@@ -6,6 +6,7 @@ encoder should have been trained on the known ones alone; where it was not, the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +66,13 @@ def splits_of(dataset: Dataset, split: str) -> tuple[str, str | None]:
 def known_case(
     gallery: Views, queries: Views, typical: float | None = None, technique: Technique = NEAREST
 ) -> tuple[Case, float]:
-    """Return the evidence of ``queries`` in ``gallery`` (a query's own view never counts) and the typical cohesion."""
-    return case_of(retrieve(gallery, queries, 2, technique), typical)
+    """Return the evidence of ``queries`` in ``gallery`` and the typical cohesion.
+
+    A query's own view never counts; a query that is its SKU's only view cannot be answered and is left out.
+    """
+    answers = retrieve(gallery, queries, 2, technique)
+    alone = (answers.truth >= 0) & np.isnan(answers.precision)
+    return case_of(answers.take(np.flatnonzero(~alone)), typical)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,10 @@ class Draw:
     unknown: Case
 
     def figures(self) -> dict[str, float]:
-        """Return FAR, share of known crops accepted, accuracy among them, AUROC, OSCR and FPR at 95 % TPR, in 0..1."""
+        """Return FAR, share of known crops accepted, accuracy among them, AUROC, OSCR and FPR at 95 % TPR, in 0..1.
+
+        The accuracies among accepted crops are NaN where none is accepted.
+        """
         known, unknown = self.rule.probability(self.known.evidence), self.rule.probability(self.unknown.evidence)
         accepted = known >= self.rule.accept
         passed = unknown >= self.rule.accept
@@ -123,8 +132,8 @@ class Draw:
         return {
             "far": float(passed.mean()),
             "accepted": float(accepted.mean()),
-            "accuracy_accepted": float(right[accepted].mean()) if accepted.any() else 1.0,
-            "right_of_all_accepted": float(right[accepted].sum() / max(1, accepted.sum() + passed.sum())),
+            "accuracy_accepted": _share(right[accepted].sum(), accepted.sum()),
+            "right_of_all_accepted": _share(right[accepted].sum(), accepted.sum() + passed.sum()),
             "unknown_said": float((unknown < self.rule.unknown).mean()),
             "known_said_unknown": float((known < self.rule.unknown).mean()),
             "top1_known": float(right.mean()),
@@ -134,11 +143,21 @@ class Draw:
         }
 
 
+def _share(part: int, whole: int) -> float:
+    return float(part / whole) if whole else math.nan
+
+
+def _spread(values: Sequence[float]) -> tuple[float | None, list[float | None]]:
+    """Return mean, least and largest of the ``values`` that are numbers; None where there is none."""
+    real = [value for value in values if not math.isnan(value)]
+    return (float(np.mean(real)), [min(real), max(real)]) if real else (None, [None, None])
+
+
 def summary(draws: Sequence[Draw], target_far: float, note: str) -> dict[str, Any]:
     """Return the figures of all draws: means, the least and largest of each, the pooled FAR's interval by SKU, the
-    OSCR curve of the first draw and the reliability of the pooled probabilities; JSON-ready."""
+    OSCR curve of the first draw and the reliability of the pooled probabilities; JSON-ready, None where undefined."""
     each = [one.figures() for one in draws]
-    means = {key: float(np.mean([one[key] for one in each])) for key in each[0]}
+    spread = {key: _spread([one[key] for one in each]) for key in each[0]}
     passed = np.concatenate([one.rule.probability(one.unknown.evidence) >= one.rule.accept for one in draws])
     shown = [sku for one in draws for sku in one.unknown.shown]
     interval = bootstrap(passed.astype(np.float64), _codes(shown))
@@ -147,8 +166,8 @@ def summary(draws: Sequence[Draw], target_far: float, note: str) -> dict[str, An
     return {
         "target_far": target_far,
         "draws": len(draws),
-        **means,
-        "range": {key: [min(one[key] for one in each), max(one[key] for one in each)] for key in each[0]},
+        **{key: mean for key, (mean, _) in spread.items()},
+        "range": {key: ends for key, (_, ends) in spread.items()},
         "far_ci95": [interval.low, interval.high],
         "known": len(first.known),
         "unknown": len(first.unknown),
@@ -222,8 +241,9 @@ def removed_case(gallery: Views, queries: Views, typical: float, technique: Tech
 def rows_for_calibration(dataset: Dataset, trained: Collection[str], held_out: Collection[str]) -> Roles:
     """Return which rows play which part; the split ``test`` is never touched."""
     gallery_split, fit_split = splits_of(dataset, "test")
-    known = set(trained) if held_out else set(dataset.split(gallery_split).skus)
-    gallery = tuple(row for row in dataset.split(gallery_split) if row.sku in known)
+    views = dataset.split(gallery_split)
+    known = set(views.skus) & set(trained) if held_out else set(views.skus)
+    gallery = tuple(row for row in views if row.sku in known)
     source = dataset.split(fit_split).rows if fit_split else gallery
     queries = tuple(row for row in source if row.sku in known)
     unknown = tuple(row for row in dataset if row.sku in held_out and row.split != "test")

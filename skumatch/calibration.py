@@ -28,6 +28,7 @@ FORMAT = 1
 EVIDENCE = ("score", "margin", "closeness")
 COHESION_VIEWS = 32  # views of a SKU that its cohesion looks at, at most
 PRIOR_VIEWS = 3  # weight of the typical cohesion against a SKU's own, in views
+NOTHING = math.nextafter(1, 2)  # the threshold that no probability reaches
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Calibration:
 
     The probability that the best answer is right is ``sigmoid(intercept + weights . evidence)``, the evidence being
     (score, margin, closeness). ``typical``: median cohesion of a SKU, for SKUs with few views. ``accept``: at and
-    above this probability the answer is accepted; ``unknown``: below it the crop shows no known SKU; in between it is
-    for review. ``spec_digest``: the encoder it was fitted with. ``facts``: target, data and figures of the fit.
+    above this probability the answer is accepted (``NOTHING``: none is); ``unknown``: below it the crop shows no known
+    SKU; in between it is for review. ``spec_digest``: the encoder it was fitted with. ``facts``: target, data and
+    figures of the fit.
     Raises ModelError for values out of range.
     """
 
@@ -52,7 +54,7 @@ class Calibration:
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", tuple(float(w) for w in self.weights))
         numbers = (self.intercept, *self.weights, self.typical, self.accept, self.unknown)
-        ordered = 0 <= self.unknown <= self.accept <= 1.01
+        ordered = 0 <= self.unknown <= self.accept <= NOTHING
         if len(self.weights) != len(EVIDENCE) or not all(map(math.isfinite, numbers)) or not ordered:
             raise ModelError("the calibration holds values out of range", "run `skumatch calibrate` again")
 
@@ -75,12 +77,21 @@ class Calibration:
         """Build a Calibration from ``to_bytes`` output. Raises ModelError when it is not that."""
         try:
             document = json.loads(data)
-            right = document.pop("format") == FORMAT and set(document) == {f.name for f in fields(Calibration)}
-        except (ValueError, KeyError, AttributeError, TypeError):
-            right = False
-        if not right:
-            raise ModelError(f"{FILE} was written by another version", "run `skumatch calibrate` again")
-        return Calibration(**document)
+            if document.pop("format") == FORMAT and _typed(document):
+                return Calibration(**document)
+        except (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError):
+            pass
+        raise ModelError(f"{FILE} is broken or was written by another version", "run `skumatch calibrate` again")
+
+
+def _typed(document: dict[str, Any]) -> bool:
+    """Return whether ``document`` has the fields of a Calibration, each of its type."""
+    kinds = {"spec_digest": str, "weights": list, "facts": dict}
+    if set(document) != {f.name for f in fields(Calibration)}:
+        return False
+    numbers = [*document["weights"], *(value for name, value in document.items() if name not in kinds)]
+    plain = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in numbers)
+    return plain and all(isinstance(document[name], kind) for name, kind in kinds.items())
 
 
 def sigmoid(x: Floats) -> Floats:

@@ -121,15 +121,12 @@ def save_bundle(
 
 
 def with_files(bundle: Bundle, files: dict[str, bytes | None]) -> Path:
-    """Publish a version of ``bundle`` with ``files`` added or replaced (None: left out) and make it current.
+    """Publish a version of ``bundle`` with ``files`` added or replaced (None: left out); current if ``bundle`` was.
 
     The network and its digest are the same, so galleries stay valid; the other files are hard links where the disk
     allows them. Raises ModelError when the bundle is not a version in a store, ArtefactError when the disk refuses.
     """
-    folder = bundle.folder
-    store = folder.parent
-    if folder.name not in artefact.versions(store):
-        raise ModelError(f"{folder} is not a version in a model store", "give the store that `skumatch finetune` wrote")
+    folder, store = bundle.folder, store_of(bundle)
     final = store / artefact.next_version(store)
     with artefact.staged(store, final.name) as stage:
         for name in bundle.document["files"]:
@@ -141,8 +138,17 @@ def with_files(bundle: Bundle, files: dict[str, bytes | None]) -> Path:
                 (stage.folder / name).write_bytes(data)
         document = {key: value for key, value in bundle.document.items() if key not in ("files", "manifest_digest")}
         artefact.seal(stage.folder, MANIFEST, {**document, "parent": folder.name})
-    artefact.set_current(store, final.name)
+    if artefact.current(store) == folder:  # another model may have become current, or be on purpose
+        artefact.set_current(store, final.name)
     return final
+
+
+def store_of(bundle: Bundle) -> Path:
+    """Return the store that ``bundle`` is a version in. Raises ModelError where it is in none."""
+    folder = bundle.folder
+    if folder.name not in artefact.versions(folder.parent):
+        raise ModelError(f"{folder} is not a version in a model store", "give the store that `skumatch finetune` wrote")
+    return folder.parent
 
 
 def _link(source: Path, target: Path) -> None:
