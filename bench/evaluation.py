@@ -21,7 +21,7 @@ from common import Result, arguments, skumatch
 MODEL = "timm:mobilenetv2_100"
 PACKAGED = ("--where", "department=packages")
 DRAWS = 10
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 
 
 def main() -> None:
@@ -125,7 +125,7 @@ def bars(result: Result) -> None:
     """Claim the bars of a full run."""
     found = result.figures
     audit, leaks, speed = found["audit"], found["leaks"], found["speed"]
-    result.bar("flipped labels in the top tenth, mean of seeds", audit["mean"], 0.8, "least")
+    result.bar("flipped labels in the top tenth, mean of seeds", audit["mean"]["found in the top 10 %"], 0.8, "least")
     result.bar("planted near-duplicates found", leaks["found"], 0.95, "least")
     result.bar("false near-duplicates", leaks["false"], 0.01, "most")
     for key, limit, at in (("far", 0.10, "most"), ("accuracy_accepted", 0.97, "least")):

@@ -107,10 +107,12 @@ class Job:
     ) -> dict[str, Any]:
         """Evaluate ``encoder`` (from the bundle ``model``, if it is one), the untouched one and others beside it;
         write everything and return eval.json."""
+        from skumatch.eval.corrupt import examples
         from skumatch.eval.evaluate import evaluate, judged
         from skumatch.eval.pool import asked_pool
         from skumatch.eval.report import pictures_of, write
         from skumatch.eval.report_page import write_report
+        from skumatch.images import read_image
         from skumatch.search import search_of
 
         extras = extras or Extras()
@@ -139,23 +141,31 @@ class Job:
         write(self.out, document, found.answers)
         shown = [(leak.query.path, leak.view.path, leak.kind) for leak in leaks]
         copies = [(row.path, Path(view), "bytes") for row, view in plan.leaks]
-        write_report(self.out / "report.html", document, pictures_of(found.answers, [*copies, *shown]))
+        pictures = pictures_of(found.answers, [*copies, *shown])
+        if extras.robustness:
+            pictures = replace(pictures, corrupted=examples(read_image(found.answers.queries.rows[0].path)))
+        write_report(self.out / "report.html", document, pictures)
         return document
 
     def compare(self, models: tuple[str, str], device: str | None) -> dict[str, Any]:
-        """Evaluate two models on the headline's queries; say which is better, or that no difference is shown."""
+        """Evaluate two models, each with its own search, on the headline's queries; say which is better, or that no
+        difference is shown."""
         from skumatch.encoder import open_encoder
         from skumatch.eval.evaluate import plan
+        from skumatch.eval.pool import asked_pool
         from skumatch.eval.report import compare
         from skumatch.eval.retrieval import retrieve
+        from skumatch.search import search_of
 
         dataset = self.workspace.open_dataset(self.filters)
         what = plan(dataset, _only_closed(self.question))
+        encoders = [open_encoder(name, device or self.workspace.runtime.device) for name in models]
         answers = []
-        for name in models:
-            encoder = open_encoder(name, device or self.workspace.runtime.device)
-            pool = self._embed(what, encoder, f"embedding ({name})")
-            answers.append(retrieve(pool.views(what.main.gallery), pool.views(what.main.queries), max(5, self.topk)))
+        for name, encoder in zip(models, encoders, strict=True):
+            how, pool = search_of(name), self._embed(what, encoder, f"embedding ({name})")
+            pool = asked_pool(pool, what.rows, encoder, how.views, pipeline_of(self.workspace))
+            gallery, queries = pool.views(what.main.gallery), pool.queries(what.main.queries)
+            answers.append(retrieve(gallery, queries, max(5, self.topk), how.technique))
         found = compare(*answers)
         top1 = [float((one.nearest.skus[:, 0] == one.truth).mean()) for one in answers]
         ends = {"ci95": [found.low, found.high]}
@@ -191,7 +201,7 @@ class Job:
             return []
         gallery, queries = pool.views(plan.main.gallery), pool.views(plan.main.queries)
         pipeline = pipeline_of(self.workspace)
-        with progress_bar("looking for leaks", None) as progress:
+        with progress_bar("looking for leaks", len(gallery) + len(queries)) as progress:
             found = find_leaks(gallery, queries, pipeline.workers, pipeline.max_pixels, progress)
         page = self.out / "leaks.html"
         if found:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from skumatch.dataset import Row
 from skumatch.embed import Progress, no_progress
 from skumatch.errors import DataError
 from skumatch.eval import html
-from skumatch.eval.audit import CERTAIN, Near, Suspect, label_scores, suspects, typical
+from skumatch.eval.audit import CERTAIN, LabelScores, Near, Suspect, label_scores, suspects, typical
 from skumatch.eval.audit_folders import Pair, Split, same_product, two_products
 from skumatch.eval.fixes import proposals, second_name, write_fixes
 from skumatch.eval.views import Views
 
-EVIDENCE, TYPICAL, SHOWN = 4, 2, 5  # pictures: a suspect's neighbours, typical views of a SKU, a folder or group
+EVIDENCE, TYPICAL, SHOWN = 4, 2, 4  # pictures: a suspect's neighbours, typical views of a SKU, a folder or group
 SIDE = 184  # pixels of a picture, twice its size on the page
 CROPS, PAIRS, SPLITS = "Labels that look wrong", "SKUs that look like one product", "SKUs that look like two products"
 MARK = "<!-- articles -->"
@@ -33,8 +33,9 @@ MARK = "<!-- articles -->"
 class Audit:
     """All findings on ``views``.
 
-    ``suspected``: crops that fit another SKU better, of which ``suspects`` lists the first; ``alone``: crops whose SKU
-    has no other picture, so that nothing can be said.
+    ``suspected``: crops that fit another SKU better, of which ``suspects`` lists the first; crops between the SKUs of
+    one of the ``pairs`` are not among them. ``alone``: crops whose SKU has no other picture, so that nothing can be
+    said.
     """
 
     views: Views
@@ -54,14 +55,23 @@ def examine(views: Views, most: int = 200) -> Audit:
     scores = label_scores(views)
     # A folder with three wrong crops is not a folder of two products: the certain ones are set aside for folders.
     folders = views.take(np.flatnonzero(scores.score < CERTAIN))
+    pairs = same_product(folders)
+    apart = _without(scores, views, pairs)
     return Audit(
         views,
-        tuple(suspects(views, most, scores)),
-        int((scores.score > 0).sum()),
-        int(np.isneginf(scores.score).sum()),
-        tuple(same_product(folders)),
+        tuple(suspects(views, most, apart)),
+        int((apart.score > 0).sum()),
+        int((np.bincount(views.codes) == 1).sum()),
+        tuple(pairs),
         tuple(two_products(folders)),
     )
+
+
+def _without(scores: LabelScores, views: Views, pairs: Sequence[Pair]) -> LabelScores:
+    """Return the scores without crops that only a pair of SKUs of one product confuses: merging settles those."""
+    ways = {(pair.a, pair.b) for pair in pairs} | {(pair.b, pair.a) for pair in pairs}
+    settled = [(row.sku, views.skus[code]) in ways for row, code in zip(views.rows, scores.proposed, strict=True)]
+    return replace(scores, score=np.where(settled, -np.inf, scores.score))
 
 
 def document(audit: Audit) -> dict[str, Any]:
@@ -80,6 +90,7 @@ def document(audit: Audit) -> dict[str, Any]:
                 "sku": s.sku,
                 "distance": s.distance,
                 "deviations": s.deviations,
+                "explained": s.explained,
                 "larger": [str(row.path) for row in s.larger],
                 "smaller": [str(row.path) for row in s.smaller],
             }
@@ -141,13 +152,10 @@ def _listed(title: str, intro: str, articles: Iterable[str]) -> Iterator[str]:
 
 def _summary(audit: Audit) -> str:
     relabel = sum(suspect.kind == "relabel" for suspect in audit.suspects)
+    shown = len(audit.suspects)
     rows = [
-        (
-            _link(CROPS),
-            audit.suspected,
-            f"{relabel:,} to relabel, the others to look at; {len(audit.suspects):,} shown",
-        ),
-        (_link(PAIRS), len(audit.pairs), "pairs to merge"),
+        (_link(CROPS), audit.suspected, f"{shown:,} shown: {relabel:,} to relabel, {shown - relabel:,} to look at"),
+        (_link(PAIRS), len(audit.pairs), "to merge"),
         (_link(SPLITS), len(audit.splits), "to split"),
     ]
     alone = f" {audit.alone:,} crops are the only one of their SKU and could not be checked." if audit.alone else ""
@@ -194,7 +202,10 @@ def _pair(pair: Pair) -> str:
 
 
 def _split(split: Split) -> str:
-    said = f"groups {split.distance:.3f} apart, {split.deviations:.1f} deviations above the typical SKU"
+    said = (
+        f"groups {split.distance:.3f} apart, {split.deviations:.1f} deviations above the typical SKU; "
+        f"{split.explained:.0%} of the variance lies between them"
+    )
     groups = [
         _group(f"{name} group ({len(rows):,} pictures)", _pictures(_some(rows)))
         for name, rows in (("Larger", split.larger), ("Smaller", split.smaller))

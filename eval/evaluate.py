@@ -93,7 +93,9 @@ class Question:
         for name in self.names:
             if name not in NAMES:
                 near = nearest(name, list(NAMES), 1)
-                raise ConfigError(f"unknown protocol '{name}'", f"did you mean {near}?" if near else f"choose {NAMES}")
+                raise ConfigError(
+                    f"unknown protocol '{name}'", f"did you mean {near}?" if near else f"choose {', '.join(NAMES)}"
+                )
         if not 0 < self.target_far < 1:
             raise ConfigError(f"target false accept rate {self.target_far} is out of range", "choose 0.001 to 0.5")
 

@@ -1,9 +1,9 @@
 """Every picture of an evaluation embedded once, in chunks that an interrupted run does not lose.
 
-    FOLDER/<start of the encoder's digest>/<key of a chunk>.safetensors
+    FOLDER/<the encoder's digest>/<digest of its list>.safetensors
 
-A chunk's key covers its files' paths, sizes and times, so that a changed picture is embedded again. A later evaluation
-with the same encoder takes the vectors from there.
+A chunk lists its pictures' paths, sizes and times, so that a picture that changed is embedded again and any later
+evaluation with the same encoder, of whichever pictures, takes what is there.
 """
 
 from __future__ import annotations
@@ -59,27 +59,26 @@ def embed_pool(
 ) -> Pool:
     """Embed each picture of ``rows`` once, keeping finished chunks in ``folder`` (None: nowhere).
 
-    Chunks of the same encoder that this call did not need are removed. Raises ArtefactError when the disk refuses.
+    An unreadable picture is tried again each time. Chunks of the same encoder in which no picture is what it was are
+    removed. Raises ArtefactError when the disk refuses.
     """
     paths = list(dict.fromkeys(row.path for row in rows))
-    store = folder / encoder.spec.digest[:16] if folder is not None else None
-    vectors: list[Vectors] = [np.empty((0, encoder.spec.dim), np.float32)]
+    store = _store(folder, encoder)
+    vectors = np.empty((len(paths), encoder.spec.dim), np.float32)
     place: dict[Path, int] = {}
     problems: list[str] = []
-    used = set()
-    for chunk in _chunks(paths):
-        file = store / f"{_key(chunk)}.safetensors" if store is not None else None
-        good, found, errors = _load(file, encoder.spec.dim) or _embed(chunk, encoder, pipeline, progress, file)
-        if file is not None:
-            used.add(file)
+    if store is not None:
+        _recall(store, paths, vectors, place)
+    for chunk in _chunks([path for path in paths if path not in place]):
+        states = [_state(path) for path in chunk]
+        good, found, errors = _embed(chunk, encoder, pipeline, progress)
         start = len(place)
+        vectors[start : start + len(good)] = found
         place.update((chunk[int(i)], start + line) for line, i in enumerate(good))
-        vectors.append(found)
         problems += errors
-    for file in store.glob("*.safetensors") if store is not None and store.is_dir() else ():
-        if file not in used:
-            file.unlink(missing_ok=True)
-    return Pool(np.concatenate(vectors), place, tuple(problems))
+        if store is not None and len(good):
+            _save(store, [(str(chunk[int(i)]), states[int(i)]) for i in good], found)
+    return Pool(vectors[: len(place)], place, tuple(problems))
 
 
 def asked_pool(pool: Pool, rows: Iterable[Row], encoder: Encoder, views: ViewSetting, pipeline: Pipeline) -> Pool:
@@ -92,11 +91,20 @@ def asked_pool(pool: Pool, rows: Iterable[Row], encoder: Encoder, views: ViewSet
 
 def missing(rows: Iterable[Row], encoder: Encoder, folder: Path | None) -> int:
     """Return how many pictures ``embed_pool`` would have to embed."""
-    paths = list(dict.fromkeys(row.path for row in rows))
-    if folder is None:
-        return len(paths)
-    store = folder / encoder.spec.digest[:16]
-    return sum(len(chunk) for chunk in _chunks(paths) if not (store / f"{_key(chunk)}.safetensors").exists())
+    wanted = {str(row.path): row.path for row in rows}
+    store = _store(folder, encoder)
+    there: set[str] = set()
+    for file in _files(store) if store is not None else ():
+        there.update(path for path, state in _listed(file) if path in wanted and state == _state(wanted[path]))
+    return len(wanted) - len(there)
+
+
+def _store(folder: Path | None, encoder: Encoder) -> Path | None:
+    return folder / encoder.spec.digest if folder is not None else None
+
+
+def _files(store: Path) -> list[Path]:
+    return sorted(store.glob("*.safetensors"))
 
 
 def _chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
@@ -104,21 +112,37 @@ def _chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
         yield paths[start : start + CHUNK]
 
 
-def _key(paths: Sequence[Path]) -> str:
-    found = hashlib.sha256()
-    for path in paths:
-        try:
-            facts = path.stat()
-            state = f"{facts.st_size}|{facts.st_mtime_ns}"
-        except OSError:
-            state = "missing"
-        found.update(f"{path}|{state}\n".encode("utf-8", "surrogateescape"))
-    return found.hexdigest()[:32]
+def _state(path: Path) -> str:
+    """Return what changes when a picture does."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return "missing"
+    return f"{facts.st_size} {facts.st_mtime_ns}"
+
+
+def _recall(store: Path, paths: Sequence[Path], vectors: Vectors, place: dict[Path, int]) -> None:
+    """Fill ``vectors`` and ``place`` from the chunks; remove those without a picture that is what it was."""
+    wanted = {str(path): path for path in paths}
+    for file in _files(store):
+        listed = _listed(file)
+        valid = [line for line, (path, state) in enumerate(listed) if state == _state(Path(path))]
+        found = _vectors(file, (len(listed), vectors.shape[1])) if valid else None
+        if found is None:  # stale, or damaged
+            with artefact.disk_errors(file):
+                file.unlink(missing_ok=True)
+            continue
+        for line in valid:
+            path = wanted.get(listed[line][0])
+            if path is not None and path not in place:
+                vectors[len(place)] = found[line]
+                place[path] = len(place)
 
 
 def _embed(
-    paths: Sequence[Path], encoder: Encoder, pipeline: Pipeline, progress: Progress, file: Path | None
+    paths: Sequence[Path], encoder: Encoder, pipeline: Pipeline, progress: Progress
 ) -> tuple[Ids, Vectors, list[str]]:
+    """Return the places of the readable pictures, their vectors, and a message per unreadable one."""
     good: list[Ids] = [np.empty(0, np.int64)]
     vectors: list[Vectors] = [np.empty((0, encoder.spec.dim), np.float32)]
     errors: list[str] = []
@@ -128,30 +152,42 @@ def _embed(
         vectors.append(batch.vectors)
         errors += [str(error) for error in batch.errors if error is not None]
         start += len(batch.sources)
-    found = np.concatenate(good), np.concatenate(vectors), errors
-    if file is not None:
-        _save(file, *found)
-    return found
+    return np.concatenate(good), np.concatenate(vectors), errors
 
 
-def _save(file: Path, good: Ids, vectors: Vectors, errors: list[str]) -> None:
+def _save(store: Path, listed: Sequence[tuple[str, str]], vectors: Vectors) -> None:
     from safetensors.numpy import save
 
+    pictures = json.dumps(listed)
+    file = store / f"{hashlib.sha256(pictures.encode()).hexdigest()[:32]}.safetensors"
     with artefact.disk_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    artefact.write_file(file, save({"good": good, "vectors": vectors}, {"errors": json.dumps(errors)}))
+        store.mkdir(parents=True, exist_ok=True)
+    artefact.write_file(file, save({"vectors": vectors}, {"pictures": pictures, "digest": _digest(vectors)}))
 
 
-def _load(file: Path | None, dim: int) -> tuple[Ids, Vectors, list[str]] | None:
-    """Return a finished chunk; None where there is none, or a damaged one, which is made anew."""
+def _digest(vectors: Vectors) -> str:
+    return hashlib.sha256(np.ascontiguousarray(vectors).data).hexdigest()
+
+
+def _listed(file: Path) -> list[tuple[str, str]]:
+    """Return the (path, state) of each line of a chunk; of a damaged one, none."""
     from safetensors import SafetensorError, safe_open
 
-    if file is None or not file.exists():
-        return None
     try:
         with safe_open(file, "np") as chunk:
-            good, vectors = chunk.get_tensor("good"), chunk.get_tensor("vectors")
-            errors = json.loads(chunk.metadata()["errors"])
+            return [(str(path), str(state)) for path, state in json.loads(chunk.metadata()["pictures"])]
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return []
+
+
+def _vectors(file: Path, shape: tuple[int, int]) -> Vectors | None:
+    """Return the vectors of a chunk, None where they are not of ``shape`` or not as they were written."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as chunk:
+            found: Vectors = chunk.get_tensor("vectors")
+            whole = chunk.metadata().get("digest") == _digest(found)
+    except (SafetensorError, OSError):
         return None
-    return (good, vectors, errors) if vectors.shape == (len(good), dim) else None
+    return found if whole and found.shape == shape and found.dtype == np.float32 else None

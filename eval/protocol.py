@@ -111,11 +111,16 @@ def held_out(trial: Trial, skus: Collection[str]) -> list[Protocol]:
 
 
 def catalogue(dataset: Dataset, trial: Trial) -> Protocol:
-    """Replace the gallery by the catalogue pictures of its SKUs. Raises DataError when the data set has none."""
+    """Replace the gallery by the catalogue pictures of its SKUs.
+
+    Raises DataError when the data set has none, or when they are the gallery already.
+    """
     shown = {row.sku for row in trial.gallery}
     views = tuple(row for row in catalogue_rows(dataset) if row.sku in shown)
     if not views:
         raise DataError("no SKU of the gallery has a catalogue picture", "leave the protocol out")
+    if {row.path for row in views} == {row.path for row in trial.gallery}:
+        raise DataError("the gallery is the catalogue already", "leave the protocol out")
     per_sku = len(views) / len({row.sku for row in views})
     note = f"{per_sku:.1f} pictures per SKU"
     return Protocol("catalogue", "catalogue pictures", (replace(trial, name="catalogue", gallery=views),), note)

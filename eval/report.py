@@ -71,7 +71,7 @@ def _mean(values: Sequence[Floats]) -> Floats:
 
 
 def _ends(found: Accuracy) -> list[float]:
-    return [found.low, found.high]
+    return [min(found.low, found.value), max(found.high, found.value)]  # of one SKU they differ by rounding
 
 
 def detail(answers: Answers) -> dict[str, Any]:
@@ -128,7 +128,8 @@ def pictures_of(answers: Answers, leaks: Sequence[tuple[Path, Path, str]] = ()) 
 def _failure(answers: Answers, i: int) -> Failure:
     query, gallery = answers.queries.rows[i], answers.gallery
     view = gallery.rows[int(answers.nearest.views[i, 0])]
-    mine = np.flatnonzero((gallery.codes == answers.truth[i]) & (answers.truth[i] >= 0))
+    sisters = np.flatnonzero((gallery.codes == answers.truth[i]) & (answers.truth[i] >= 0))
+    mine = np.array([place for place in sisters if gallery.rows[int(place)].path != query.path], np.int64)
     scores = gallery.vectors[mine] @ answers.queries.vectors[i]
     best = int(scores.argmax()) if len(mine) else -1
     right = gallery.rows[int(mine[best])].path if best >= 0 else None

@@ -239,13 +239,21 @@ def removed_case(gallery: Views, queries: Views, typical: float, technique: Tech
 
 
 def rows_for_calibration(dataset: Dataset, trained: Collection[str], held_out: Collection[str]) -> Roles:
-    """Return which rows play which part; the split ``test`` is never touched."""
+    """Return which rows play which part; the split ``test`` is never touched.
+
+    Raises DataError when no crop shows a known SKU.
+    """
     gallery_split, fit_split = splits_of(dataset, "test")
     views = dataset.split(gallery_split)
     known = set(views.skus) & set(trained) if held_out else set(views.skus)
     gallery = tuple(row for row in views if row.sku in known)
     source = dataset.split(fit_split).rows if fit_split else gallery
     queries = tuple(row for row in source if row.sku in known)
+    if not queries:
+        raise DataError(
+            f"no crop in {dataset.root} shows a SKU of split '{gallery_split}' that the model knows",
+            "give crops of SKUs that it was trained on",
+        )
     unknown = tuple(row for row in dataset if row.sku in held_out and row.split != "test")
     return Roles(gallery, queries, unknown)
 

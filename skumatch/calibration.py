@@ -108,9 +108,7 @@ def evidence_of(found: Nearest, cohesion: Floats) -> Floats:
     float64 (N,): of the best SKU, see ``shrunk``.
     """
     best = found.scores[:, 0].astype(np.float64)
-    there = found.skus[:, 1] >= 0 if found.skus.shape[1] > 1 else np.zeros(len(best), bool)
-    second = np.zeros(len(best))
-    second[there] = found.scores[there, 1]
+    second = np.where(found.skus[:, 1] >= 0, found.scores[:, 1].astype(np.float64), 0)
     return np.stack([best, best - second, best - cohesion], axis=1)
 
 

@@ -31,7 +31,9 @@ def test_a_folder_is_matched_to_csv_on_stdout(skumatch: Skumatch, workspace: Pat
     crops = list(dict.fromkeys(line["crop"] for line in lines))
     assert crops == [str(path.relative_to(workspace)) for path in sorted(workspace.glob("shop/test/*/*.png"))]
     assert all("train" in line["view"] and -1 <= float(line["score"]) <= 1 for line in lines)
-    assert "matched 12 crops" in ran.err
+    assert "matched 12 crops: 12 review" in ran.err  # the model is not calibrated, and it says so
+    assert "every answer is for review: run `skumatch calibrate`" in ran.err
+    assert {(line["decision"], line["probability"]) for line in lines} == {("review", "")}
 
 
 def test_all_formats_hold_the_same_answers(skumatch: Skumatch, workspace: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from skumatch.dataset import Dataset, Row
 from skumatch.errors import DataError
 from skumatch.finetune.augment import draws
-from skumatch.finetune.data import Batch, Canvases, Split, split_rows
+from skumatch.finetune.data import Batch, Canvases, Split, held_out_skus, split_rows
 from skumatch.finetune.recipe import Augment, Recipe
 from skumatch.readers import open_dataset
 from skumatch.spec import Ids
@@ -77,6 +77,47 @@ def test_labels_follow_the_sorted_skus() -> None:
 def test_one_sku_cannot_be_told_from_others() -> None:
     with pytest.raises(DataError, match="has 1 SKUs to train on"):
         split_rows(Dataset(ROOT, "rp2k", made({"a": 9})), Recipe())
+
+
+def shop(skus: int = 20) -> Dataset:
+    sizes = {f"s{i:02}": 6 for i in range(skus)}
+    return Dataset(ROOT, "rp2k", (*made(sizes), *made(sizes, "val", 6), *made(sizes, "test", 12)))
+
+
+@pytest.mark.parametrize("with_val", [True, False])
+def test_held_out_skus_appear_nowhere(with_val: bool) -> None:
+    data = shop()
+    data = data if with_val else data.with_rows([row for row in data if row.split != "val"])
+    split = split_rows(data, Recipe(hold_out=0.25))
+    assert len(split.held_out) == 5 and split.held_out == tuple(sorted(split.held_out))
+    for rows in (split.train, split.gallery, split.queries):
+        assert rows and not {row.sku for row in rows} & set(split.held_out)
+    assert set(split.skus) == set(data.skus) - set(split.held_out)
+    assert len(split.skus) == 15 and {row.split for row in split.queries} == {"val" if with_val else "train"}
+
+
+def test_nothing_is_held_out_unless_asked_for() -> None:
+    assert split_rows(shop(), Recipe()).held_out == ()
+    assert split_rows(shop(), Recipe(hold_out=0.02)).held_out == ()  # of 20 SKUs less than half of one
+
+
+def test_the_seed_chooses_who_is_held_out_and_pictures_do_not() -> None:
+    first = split_rows(shop(), Recipe(hold_out=0.25)).held_out
+    fewer = shop().with_rows([row for row in reversed(shop().rows) if row.path.stem != "3"])
+    assert split_rows(fewer, Recipe(hold_out=0.25)).held_out == first
+    assert len({split_rows(shop(), Recipe(hold_out=0.25, seed=seed)).held_out for seed in range(6)}) == 6
+
+
+def test_a_new_sku_moves_few_others() -> None:
+    names = [f"s{i:03}" for i in range(200)]
+    before, after = held_out_skus(names, 0.2, 0), held_out_skus([*names, "new"], 0.2, 0)
+    assert len(before) == len(after) == 40 and len(before - after) <= 1
+    assert held_out_skus(names, 0.5, 0) >= before and held_out_skus(names, 0, 0) == set()
+
+
+def test_two_skus_must_remain_to_train_on() -> None:
+    with pytest.raises(DataError, match="has 1 SKUs to train on"):
+        split_rows(shop(4), Recipe(hold_out=0.75))
 
 
 def canvases(root: Path, recipe: Recipe, workers: int = 2) -> Canvases:

@@ -62,6 +62,9 @@ def test_overrides_are_checked_too() -> None:
         ("augment = 3", "augment is not a table"),
         ("serve = 'tail'", "serve is 'tail' - choose features, head or measure"),
         ("epochs = 0\nhead_epochs = 0", "no epochs at all"),
+        ("hold_out = 0.95", "hold_out is 0.95 - choose 0 to 0.9"),
+        ("hold_out = -0.1", "hold_out is -0.1"),
+        ("hold_out = '10 %'", "hold_out is '10 %' - give a value of type float"),
         ("epochs = = 3", "not valid TOML"),
     ],
 )
@@ -82,6 +85,11 @@ def test_an_unknown_name_lists_the_recipes(name: str) -> None:
         load_recipe(name)
 
 
+def test_a_record_from_before_there_was_hold_out_holds_out_nothing() -> None:
+    record = {key: value for key, value in Recipe(epochs=2).to_json().items() if key != "hold_out"}
+    assert recipe_from(record).hold_out == 0
+
+
 def test_a_recipe_survives_json() -> None:
-    recipe = Recipe(epochs=2, augment=Augment(jpeg=0.5))
+    recipe = Recipe(epochs=2, hold_out=0.2, augment=Augment(jpeg=0.5))
     assert recipe_from(json.loads(json.dumps(recipe.to_json()))) == recipe

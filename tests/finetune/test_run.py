@@ -16,9 +16,10 @@ from skumatch import artefact
 from skumatch.embed import Pipeline
 from skumatch.encoder import open_encoder
 from skumatch.errors import ArtefactError, ConfigError, DataError, ModelError, SkumatchError
+from skumatch.finetune.data import split_rows
 from skumatch.finetune.recipe import Augment, Recipe
 from skumatch.finetune.run import Job, finetune, recorded_recipe, runs, unfinished
-from skumatch.model import open_bundle
+from skumatch.model import SKUS, open_bundle
 from skumatch.readers import open_dataset
 from skumatch.towers.build import ModelSource
 
@@ -179,6 +180,50 @@ def test_resume_refuses_another_task(
     finetune(job(patterns, tmp_path), should_stop=StopAfter(1))
     with pytest.raises(ConfigError, match=said):
         finetune(job(patterns, tmp_path, recipe, source), resume=True)
+
+
+def test_held_out_skus_are_written_down_and_not_trained_on(patterns: Path, tmp_path: Path) -> None:
+    recipe = Recipe(**{**vars(RECIPE), "epochs": 1, "head_epochs": 0, "hold_out": 0.34})
+    bundle = open_bundle(finetune(job(patterns, tmp_path, recipe)).folder)
+    trained, held = bundle.skus()
+    assert (len(trained), len(held)) == (4, 2) and trained | held == {f"sku-{n}" for n in range(6)}
+    assert json.loads(bundle.file(SKUS) or b"") == {"trained": sorted(trained), "held_out": sorted(held)}
+    data = bundle.document["data"]
+    assert (data["skus"], data["held_out_skus"], data["train"], data["validation_queries"]) == (4, 2, 12, 4)
+    assert bundle.document["recipe"]["hold_out"] == 0.34
+
+
+def test_without_hold_out_all_skus_are_trained_on(whole: tuple[str, Path]) -> None:
+    trained, held = open_bundle(whole[1]).skus()
+    assert sorted(trained) == [f"sku-{n}" for n in range(6)] and not held
+
+
+def test_pictures_of_held_out_skus_are_never_opened(store: Path, tmp_path: Path) -> None:
+    recipe = Recipe(**{**vars(RECIPE), "epochs": 1, "hold_out": 0.34})
+    held = split_rows(open_dataset(store), recipe).held_out
+    sound = finetune(job(store, tmp_path / "sound", recipe))
+    for sku in held:
+        for path in (store / "train" / sku).iterdir():
+            path.write_bytes(b"poison")
+    poisoned = finetune(job(store, tmp_path / "poisoned", recipe))
+    assert poisoned.failures == () and poisoned.spec.digest == sound.spec.digest
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.34), (0.34, 0.0), (0.34, 0.5)])
+def test_resume_refuses_other_held_out_skus(patterns: Path, tmp_path: Path, before: float, after: float) -> None:
+    finetune(job(patterns, tmp_path, Recipe(**{**vars(RECIPE), "hold_out": before})), should_stop=StopAfter(1))
+    with pytest.raises(ConfigError, match="another recipe"):
+        finetune(job(patterns, tmp_path, Recipe(**{**vars(RECIPE), "hold_out": after})), resume=True)
+
+
+def test_a_run_with_held_out_skus_resumes_exactly(patterns: Path, tmp_path: Path) -> None:
+    recipe = Recipe(**{**vars(RECIPE), "hold_out": 0.34})
+    straight = finetune(job(patterns, tmp_path / "straight", recipe))
+    stopped = finetune(job(patterns, tmp_path / "broken", recipe), should_stop=StopAfter(3))
+    assert open_bundle(stopped.folder).skus() == open_bundle(straight.folder).skus()
+    resumed = finetune(job(patterns, tmp_path / "broken", recipe), resume=True)
+    assert resumed.spec.digest == straight.spec.digest
+    assert open_bundle(resumed.folder).skus() == open_bundle(straight.folder).skus()
 
 
 def test_resume_needs_an_interrupted_run(whole: tuple[str, Path], patterns: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image as PILImage
 
 from skumatch import artefact, images
+from skumatch.calibration import COHESION_VIEWS, cohesion_of
 from skumatch.encoder import Encoder
 from skumatch.errors import ArtefactError, GalleryError, SpecMismatch
 from skumatch.gallery import Gallery, NewView, add_views, create, open_gallery, remove_views
@@ -198,14 +199,37 @@ def test_a_full_disk_leaves_the_old_version_current(tiny_disk: Path, encoder: En
     assert not list(store.rglob(".*"))
 
 
-def test_thresholds_are_measured_when_built_and_kept_when_changed(tmp_path: Path, encoder: Encoder) -> None:
+def test_cohesion_is_that_of_the_views_that_are_there(tmp_path: Path, encoder: Encoder) -> None:
     rng = np.random.default_rng(0)
-    small = create(tmp_path / "small", encoder.spec, batches(views(rng, list("aabb"))), {})
-    assert small.thresholds is None
-    near = [view for sku in "abcdefgh" for view in views(np.random.default_rng(ord(sku)), [sku]) * 4]
-    built = create(tmp_path / "big", encoder.spec, batches(near), {})
-    assert built.thresholds is not None and built.thresholds.measured_on == 32
-    assert remove_views(built, [0]).thresholds == built.thresholds == open_gallery(built.store).thresholds
+    names = [*"abbccc", *("d" * (COHESION_VIEWS + 9))]
+    first, more = views(rng, [names[i] for i in rng.permutation(len(names))]), views(rng, list("bd"))
+    gallery = create(tmp_path / "g", encoder.spec, batches(first), {})
+
+    def expected(items: Sequence[NewView], sku: str) -> tuple[float, int]:
+        own = np.stack([view.vector for view in items if view.sku == sku])
+        return cohesion_of(own), len(own)
+
+    for opened, items in ((gallery, first), (add_views(gallery, batches(more), {}), [*first, *more])):
+        for code, sku in enumerate(opened.skus):
+            alike, count = opened.cohesion(code)
+            assert (alike, count) == pytest.approx(expected(items, sku), abs=1e-6, nan_ok=True)
+            assert opened.cohesion(code) == pytest.approx((alike, count), nan_ok=True)  # asked again
+    gone = [next(i for i, view in enumerate(first) if view.sku == sku) for sku in "bcd"]
+    left = [view for i, view in enumerate([*first, *more]) if i not in gone]
+    smaller = remove_views(open_gallery(tmp_path / "g"), gone)
+    for code, sku in enumerate(smaller.skus):
+        assert smaller.cohesion(code) == pytest.approx(expected(left, sku), abs=1e-6, nan_ok=True)
+
+
+def test_vectors_come_in_the_order_of_the_ids(gallery: Gallery) -> None:
+    ids = np.array([9, 0, 4, 9])
+    found = gallery.vectors_of(ids)
+    assert found.dtype == np.float32 and found.shape == (4, 32)
+    scores, nearest = gallery.index.search(found, 1)
+    assert nearest[:, 0].tolist() == ids.tolist() and scores[:, 0] == pytest.approx(1, abs=1e-6)
+    assert gallery.vectors_of(ids[:0]).shape == (0, 32)
+    with pytest.raises(GalleryError, match="no view 10"):
+        gallery.vectors_of(np.array([3, 10]))
 
 
 def test_thumbnails_are_small_jpegs(tmp_path: Path) -> None:

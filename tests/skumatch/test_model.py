@@ -16,7 +16,18 @@ from torch import nn
 from skumatch import artefact
 from skumatch.encoder import open_encoder
 from skumatch.errors import ArtefactError, ModelError
-from skumatch.model import MANIFEST, WEIGHTS, Contents, finite, open_bundle, save_bundle
+from skumatch.model import (
+    MANIFEST,
+    SKUS,
+    WEIGHTS,
+    Contents,
+    _link,
+    finite,
+    open_bundle,
+    save_bundle,
+    store_of,
+    with_files,
+)
 from skumatch.runtime.torch import TorchEncoder, make_spec
 from skumatch.spec import Pixels
 from skumatch.towers.build import ModelSource, build
@@ -152,6 +163,87 @@ def test_a_full_disk_leaves_the_old_model_current(tiny_disk: Path, conv: TorchEn
     assert np.array_equal(open_encoder(store, "cpu").encode(pixels(64)), conv.encode(pixels(64)))
 
 
+def test_files_travel_with_the_weights(tmp_path: Path, conv: TorchEncoder) -> None:
+    skus = {"trained": ["a", "b"], "held_out": ["c"]}
+    contents = Contents({}, conv.tower.model.state_dict(), {SKUS: json.dumps(skus).encode(), "note.txt": b"hello"})
+    bundle = open_bundle(save_bundle(tmp_path / "models", conv.tower, None, conv.spec, contents))
+    assert bundle.file("note.txt") == b"hello" and bundle.file("other.txt") is None
+    assert bundle.skus() == (frozenset("ab"), frozenset("c"))
+    flip(bundle.folder / "note.txt", 2)
+    with pytest.raises(ArtefactError, match=r"note\.txt"):
+        open_bundle(bundle.folder)
+
+
+def test_a_file_that_the_manifest_does_not_name_is_not_read(store: Path) -> None:
+    bundle = open_bundle(store)
+    (bundle.folder / "calibration.json").write_bytes(b"slipped in")
+    assert open_bundle(store).file("calibration.json") is None
+    assert bundle.skus() == (frozenset(), frozenset())
+
+
+def test_a_version_with_files_is_the_same_encoder(store: Path, conv: TorchEncoder) -> None:
+    before = open_bundle(store)
+    made = with_files(before, {"calibration.json": b"one", "new.txt": b"two"})
+    after = open_bundle(store)
+    assert made == after.folder == store / "v000002" and after.document["parent"] == "v000001"
+    assert after.spec == before.spec and after.document["note"] == "test"
+    assert (after.file("calibration.json"), after.file("new.txt")) == (b"one", b"two")
+    opened = open_encoder(store, "cpu")
+    assert opened.spec.digest == conv.spec.digest
+    assert np.array_equal(opened.encode(pixels(64)), conv.encode(pixels(64)))
+    assert (made / WEIGHTS).samefile(before.folder / WEIGHTS)
+    assert open_bundle(store / "v000001").document == before.document
+    assert not list(store.glob(".*"))
+
+
+def test_files_are_replaced_and_left_out_and_older_versions_keep_theirs(store: Path) -> None:
+    first = with_files(open_bundle(store), {"calibration.json": b"one", "search.json": b"kept"})
+    second = with_files(open_bundle(store), {"calibration.json": b"two"})
+    third = with_files(open_bundle(store), {"calibration.json": None, "never.there": None})
+    contents = [open_bundle(folder).file("calibration.json") for folder in (first, second, third)]
+    assert contents == [b"one", b"two", None] and not (third / "calibration.json").exists()
+    assert [open_bundle(folder).file("search.json") for folder in (first, second, third)] == [b"kept"] * 3
+    assert open_bundle(store / "v000001").file("calibration.json") is None
+    assert artefact.versions(store) == ["v000001", "v000002", "v000003", "v000004"]
+
+
+def test_files_are_copied_where_the_disk_has_no_hard_links(store: Path, tiny_disk: Path) -> None:
+    weights = store / "v000001" / WEIGHTS
+    _link(weights, tiny_disk / "copy")  # no hard link leads to another file system
+    assert (tiny_disk / "copy").read_bytes() == weights.read_bytes()
+    assert not (tiny_disk / "copy").samefile(weights)
+
+
+def test_a_version_that_is_not_current_stays_so_with_files(store: Path, conv: TorchEncoder) -> None:
+    old = open_bundle(store)
+    save(store, conv, note="second")
+    made = with_files(old, {"calibration.json": b"one"})
+    assert made == store / "v000003" and open_bundle(made).file("calibration.json") == b"one"
+    assert open_bundle(store).folder == store / "v000002"
+
+
+def test_files_need_a_version_in_a_store(store: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(store / "v000001", tmp_path / "copied"))
+    bundle = open_bundle(copied)
+    with pytest.raises(ModelError, match="copied is not a version in a model store - give the store"):
+        store_of(bundle)
+    with pytest.raises(ModelError, match="copied is not a version"):
+        with_files(bundle, {"calibration.json": b"one"})
+    assert store_of(open_bundle(store)) == store
+    assert sorted(path.name for path in copied.iterdir()) == sorted([MANIFEST, WEIGHTS])
+
+
+def test_a_full_disk_keeps_the_version_without_the_files(tiny_disk: Path, conv: TorchEncoder) -> None:
+    store = tiny_disk / "models"
+    save(store, conv)
+    with pytest.raises(ArtefactError, match=r"(?i)no space left"):
+        with_files(open_bundle(store), {"calibration.json": bytes(1 << 20)})
+    assert artefact.versions(store) == ["v000001"] and not list(store.glob(".*"))
+    assert np.array_equal(open_encoder(store, "cpu").encode(pixels(64)), conv.encode(pixels(64)))
+    with_files(open_bundle(store), {"calibration.json": b"small"})
+    assert open_bundle(store).file("calibration.json") == b"small"
+
+
 def test_weights_that_lack_something_are_refused(tmp_path: Path, conv: TorchEncoder) -> None:
     state = conv.tower.model.state_dict()
     first = next(iter(state))
@@ -172,6 +264,8 @@ def test_another_format_and_no_model_at_all(tmp_path: Path) -> None:
 def test_provenance_is_plain_json(tmp_path: Path, conv: TorchEncoder) -> None:
     facts = {"loss": float("nan"), "metrics": {"best": (1.5, float("inf")), "name": "x"}, "none": None}
     assert finite(facts) == {"loss": None, "metrics": {"best": [1.5, None], "name": "x"}, "none": None}
-    folder = save_bundle(tmp_path / "models", conv.tower, None, conv.spec, Contents(facts, conv.tower.model.state_dict()))
+    folder = save_bundle(
+        tmp_path / "models", conv.tower, None, conv.spec, Contents(facts, conv.tower.model.state_dict())
+    )
     document = json.loads((folder / MANIFEST).read_text(), parse_constant=pytest.fail)
     assert document["metrics"]["best"] == [1.5, None]

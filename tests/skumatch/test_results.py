@@ -16,7 +16,7 @@ from skumatch.results import COLUMNS, Record, ResultFile, records
 GOOD = CropMatches(
     Path("shelf/crop, 1.jpg"),
     (
-        Match('tea "green"', "", 0.9123456789, 1, 7, "train/tea/1.jpg", "accept"),
+        Match('tea "green"', "", 0.9123456789, 1, 7, "train/tea/1.jpg", "accept", 0.98765432109),
         Match("红茶", "", -0.25, 2, 3, "train/red/0.jpg", "accept"),
     ),
 )
@@ -53,11 +53,13 @@ def test_csv(tmp_path: Path) -> None:
     assert [line["score"] for line in lines] == ["0.912346", "-0.250000", ""]
     assert [line["sku"] for line in lines] == ['tea "green"', "红茶", ""]
     assert [line["rank"] for line in lines] == ["1", "2", ""]
+    assert [line["probability"] for line in lines] == ["0.987654", "", ""]
 
 
 def test_json_lines(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in written(tmp_path / "a.jsonl", GOOD, BAD).read_text().splitlines()]
     assert lines == [*records(GOOD), *records(BAD)]
+    assert [line["probability"] for line in lines] == [0.98765432109, None, None]
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -71,6 +73,8 @@ def test_parquet(tmp_path: Path) -> None:
     assert [row["sku"] for row in rows] == ['tea "green"', "红茶", ""]
     assert rows[0]["score"] == pytest.approx(0.9123456789, abs=1e-7)
     assert rows[2]["score"] is None
+    assert table.schema.field("probability").type == pa.float32()
+    assert [row["probability"] for row in rows] == [pytest.approx(0.98765432109, abs=1e-7), None, None]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
