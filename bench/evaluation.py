@@ -32,7 +32,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).absolute()
         found = result.figures
-        found["speed"] = rung(work, "speed", lambda: evaluation_speed.measure(options.quick))
         if not (work / "skumatch.toml").exists():
             where = ("--data", str(photos), "--model", MODEL, "--weights", str(weights))
             skumatch("init", str(work), *where, cwd=Path.cwd())
@@ -42,6 +41,7 @@ def main() -> None:
         if not options.quick:
             found["protocols"] = rung(work, "protocols", lambda: protocols(work))
             found["held-out SKUs"] = rung(work, "held-out", lambda: held_out(work))
+        found["speed"] = rung(work, "speed", lambda: evaluation_speed.measure(options.quick))
     tables(found)
     bars(result)
     result.write(options.json)

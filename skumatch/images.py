@@ -76,9 +76,7 @@ def to_pixels(image: Image, how: Preprocess) -> NDArray[np.uint8]:
     import torch
     from torch.nn.functional import interpolate
 
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ImageError(f"an array of {image.dtype} {image.shape} is not an image", "pass RGB as (H, W, 3) uint8")
-    image = _middle(image) if how.resize == "crop" else image
+    image = _middle(_checked(image)) if how.resize == "crop" else _checked(image)
     size = _target(image.shape[0], image.shape[1], how)
     if size != image.shape[:2]:
         planes = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
@@ -100,13 +98,20 @@ def image_of(image: Image | PILImage.Image | Path | str | bytes, max_pixels: int
     ``read_image`` refuses.
     """
     if isinstance(image, np.ndarray):
-        return image
+        return _checked(image)
     if isinstance(image, PILImage.Image):
         _check_size(image.size, "the Pillow image", max_pixels)
         return _upright(_decode(image, "the Pillow image"), _orientation(_exif_of(image)))
     if isinstance(image, Path | str | bytes):
         return read_image(image, max_pixels)
     raise ImageError(f"a {type(image).__name__} is not an image", "pass a path, bytes, an RGB array or a Pillow image")
+
+
+def _checked(image: Image) -> Image:
+    """Return an array that is a picture. Raises ImageError for another dtype or shape."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ImageError(f"an array of {image.dtype} {image.shape} is not an image", "pass RGB as (H, W, 3) uint8")
+    return image
 
 
 def pixels_of(image: Image | PILImage.Image | Path | str | bytes, how: Preprocess) -> NDArray[np.uint8]:

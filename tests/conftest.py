@@ -80,6 +80,12 @@ def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def draw_view() -> Callable[[int, int], PILImage.Image]:
+    """Return the function that draws view ``view`` of made-up SKU ``sku``."""
+    return draw
+
+
 @pytest.fixture
 def store(patterns: Path, tmp_path: Path) -> Path:
     """Return a copy of ``patterns`` that the test may change."""

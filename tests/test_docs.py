@@ -11,9 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL.Image import Image
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,19 +31,20 @@ esac
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders as the docs name them: crops/<sku>/, shelf/, photos/."""
-    from skumatch.synth import write_store
-
+def pictures(tmp_path_factory: pytest.TempPathFactory, draw_view: Callable[[int, int], Image]) -> Path:
+    """Folders as the docs name them: crops/<sku>/, shelf/, photos/; SKUs that even random weights can tell apart."""
     base = tmp_path_factory.mktemp("pictures")
-    store = write_store(base / "store", 6, 6, 2, 0, 96)
-    (store / "train").rename(base / "crops")
+    for sku in range(8):
+        folder = base / "crops" / f"sku-{sku}"
+        folder.mkdir(parents=True)
+        for view in range(32):
+            draw_view(sku, view).save(folder / f"{view}.jpg")
     (base / "shelf").mkdir()
-    for number, crop in enumerate(sorted((store / "test").rglob("*.jpg"))):
-        shutil.copy(crop, base / "shelf" / f"{number:04d}.jpg")
+    for number in range(6):
+        draw_view(number, 50).save(base / "shelf" / f"{number:04d}.jpg")
     (base / "photos").mkdir()
-    for name, crop in zip(("pear-front.jpg", "pear-side.jpg"), sorted((base / "shelf").iterdir()), strict=False):
-        shutil.copy(crop, base / "photos" / name)
+    for view, name in enumerate(("pear-front.jpg", "pear-side.jpg")):
+        draw_view(9, view).save(base / "photos" / name)
     return base
 
 

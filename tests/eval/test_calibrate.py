@@ -35,9 +35,12 @@ from skumatch.eval.calibrate import (
 from skumatch.eval.openset import auroc
 from skumatch.eval.reliability import ece
 from skumatch.eval.retrieval import retrieve
+from skumatch.eval.unknowns import known_case
 from skumatch.eval.views import Views, embed_rows
 from skumatch.match import Matcher
 from skumatch.readers import open_dataset
+from skumatch.search import Search
+from skumatch.techniques import Technique
 
 Flags = NDArray[np.bool_]
 TRUTH = np.array([6.0, 9.0, 3.0])
@@ -352,6 +355,32 @@ def test_evidence_of_eval_is_that_of_the_matcher(patterns: Path, encoder: Encode
     assert len({round(p or 0, 3) for p in probabilities}) > 6
     assert [crop.decision for crop in found] == [rule.decide(p or 0) for p in probabilities]
     assert [crop.matches[0].sku == row.sku for crop, row in zip(found, queries, strict=True)] == case.right.tolist()
+
+
+TECHNIQUES = (
+    Technique("vote", 5),
+    Technique("prototype", candidates=2),
+    Technique("expand", 3),
+    Technique("augment", 3),
+    Technique("reciprocal", 3, candidates=4),
+)
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda technique: technique.name)
+def test_another_search_is_fitted_as_it_is_matched(
+    technique: Technique, patterns: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    dataset = open_dataset(patterns)
+    rows, queries = dataset.split("train").rows, dataset.split("test").rows
+    gallery, asked = (embed_rows(part, encoder, Pipeline())[0] for part in (rows, queries))
+    case, typical = known_case(gallery, asked, None, technique)
+    rule = Calibration(encoder.spec.digest, -4.0, (3.0, 5.0, 40.0), typical, 0.6, 0.2)
+    opened = build_gallery(tmp_path / "gallery", rows, encoder, Pipeline()).gallery
+    matcher = Matcher(encoder, opened, calibration=rule, search=Search(technique))
+    for k in (1, 2, 6):
+        found = matcher.match([row.path for row in queries], k)
+        stated = [crop.matches[0].probability for crop in found]
+        assert stated == pytest.approx(rule.probability(case.evidence).tolist(), abs=1e-5), k
 
 
 def test_a_typical_cohesion_that_is_given_is_used(patterns: Path, encoder: Encoder) -> None:

@@ -6,16 +6,18 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as PILImage
 
 from skumatch.embed import Pipeline, Source, cores, ordered_batches
 from skumatch.encoder import Encoder
 from skumatch.errors import ConfigError, ImageError
-from skumatch.images import load_pixels
-from skumatch.spec import Pixels, Vectors
+from skumatch.images import load_pixels, to_pixels
+from skumatch.spec import Image, Pixels, Vectors
 
 
 def pictures(root: Path) -> list[Source]:
@@ -84,6 +86,39 @@ def test_errors_stand_in_their_place_and_extras_beside_the_rest(store: Path, enc
     assert seen == paths and done == [4, 4, 4]
     assert [i for i, error in enumerate(errors) if error] == [3, 11]
     assert "broken.png" in str(errors[3]) and "missing.jpg" in str(errors[11])
+
+
+def test_a_change_sees_the_whole_upright_picture_before_it_is_resized(encoder: Encoder) -> None:
+    """Whatever the source; corruptions and test-time views rely on it."""
+    wide = np.random.default_rng(0).integers(0, 256, (40, 90, 3)).astype(np.uint8)
+    turned = PILImage.Exif()
+    turned[0x0112] = 6
+    stored = BytesIO()
+    PILImage.fromarray(np.ascontiguousarray(np.rot90(wide))).save(stored, "PNG", exif=turned)
+    seen: list[tuple[int, ...]] = []
+
+    def left_half(image: Image) -> Image:
+        seen.append(image.shape)
+        return image[:, :45]
+
+    sources: list[Source] = [wide, PILImage.fromarray(wide), stored.getvalue(), b"broken"]
+    kept: list[bool] = []
+    (batch,) = Pipeline(workers=1).embed(sources, encoder, also=lambda s: kept.append(s is wide), change=left_half)
+    assert seen == [(40, 90, 3)] * 3 and kept == [True, False, False]
+    expected = encoder.encode(to_pixels(wide[:, :45], encoder.spec)[None])[0]
+    assert np.allclose(batch.vectors, expected, atol=1e-6) and batch.good.tolist() == [0, 1, 2]
+    (plain,) = Pipeline(workers=1).embed([wide], encoder)
+    assert np.allclose(plain.vectors, encoder.encode(to_pixels(wide, encoder.spec)[None]), atol=1e-6)
+    assert not np.allclose(plain.vectors[0], expected, atol=1e-2)
+
+
+def test_a_change_may_refuse_a_picture_and_never_sees_what_is_none(patterns: Path, encoder: Encoder) -> None:
+    def too_dark(image: Image) -> Image:
+        raise ImageError("too dark", "light it")
+
+    (batch,) = Pipeline().embed([*pictures(patterns)[:2], np.zeros((4, 4), np.uint8)], encoder, change=too_dark)
+    assert [str(error) for error in batch.errors][:2] == ["too dark - light it"] * 2
+    assert "is not an image" in str(batch.errors[2]) and batch.vectors.shape == (0, encoder.spec.dim)
 
 
 def test_a_batch_without_a_readable_picture(tmp_path: Path, encoder: Encoder) -> None:

@@ -71,6 +71,20 @@ def test_equal_scores_come_by_id(seed: int) -> None:
         assert np.all(np.diff(found, axis=1)[tied] > 0)
 
 
+def test_only_the_lines_with_ties_are_put_in_order() -> None:
+    """One query ties, the next does not; a tie may reach the places beyond the last view."""
+    vectors = np.zeros((4, DIM), np.float32)  # of length 1, and their products are exact
+    vectors[:, :4] = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 1, 1]]) - 0.5
+    index = ExactIndex(DIM)
+    index.add(np.array([40, 30, 20, 10]), vectors)
+    slanted = vectors[:1] + np.linspace(0, 0.1, DIM, dtype=np.float32)
+    queries = np.concatenate([vectors[3:], slanted, vectors[:1]])
+    scores, found = index.search(queries, 6)
+    assert found[0].tolist() == [10, 20, 30, 40, -1, -1] and found[2].tolist() == [40, 10, 20, 30, -1, -1]
+    assert found[1].tolist() == index.search(slanted, 6)[1][0].tolist() and len(set(scores[1, :4].tolist())) == 4
+    assert np.all(np.diff(scores, axis=1) <= 0)
+
+
 def test_nothing_allowed_nothing_found() -> None:
     index = ExactIndex(DIM)
     vectors = unit(np.random.default_rng(0), 3)
