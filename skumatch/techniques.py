@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from skumatch.errors import ConfigError, GalleryError, nearest
 from skumatch.index import Index
-from skumatch.nearest import FETCH, Nearest, first_k_distinct, nearest_skus
+from skumatch.nearest import Nearest, first_k_distinct, nearest_skus
 from skumatch.reciprocal import reciprocal_scores
 from skumatch.spec import Ids, Vectors
 from skumatch.technique_store import AugmentedStore, Store, augment, mixed, rows_of
@@ -149,9 +149,9 @@ def search(technique: Technique, store: Store, queries: Vectors, k: int) -> Near
     parts = []
     for start in range(0, len(queries), BLOCK):
         block = queries[start : start + BLOCK]
-        views = max(technique.neighbours, k * FETCH) if technique.name == "vote" else technique.candidates
-        candidates = _fetch(store, block, k, views)
-        parts.append(_top(candidates, score(technique, store, block, candidates), k))
+        near = _fetch(store, block, technique.neighbours if technique.name == "vote" else technique.candidates)
+        scores = score(technique, store, block, near)
+        parts.append(_top(*_filled(store, block, k, near, scores, _without_votes(technique)), k))
     return Nearest(
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.skus for part in parts]),
@@ -167,8 +167,8 @@ def _require(technique: Technique, store: Store) -> None:
         raise GalleryError(f"the gallery was not prepared for '{technique}'", "open it with this technique")
 
 
-def _fetch(store: Store, queries: Vectors, k: int, views: int) -> _Candidates:
-    """Return the nearest ``views`` views and, where these show fewer than k SKUs, the best view of further SKUs."""
+def _fetch(store: Store, queries: Vectors, views: int) -> _Candidates:
+    """Return the nearest ``views`` views."""
     total = len(store.index)
     if not total:
         none = np.empty((len(queries), 0), np.int64)
@@ -176,22 +176,38 @@ def _fetch(store: Store, queries: Vectors, k: int, views: int) -> _Candidates:
     scores, ids = store.index.search(queries, min(total, views))
     codes = np.full(ids.shape, -1, np.int64)
     codes[ids >= 0] = store.codes(ids[ids >= 0])
-    short = np.flatnonzero(first_k_distinct(codes, k).sum(axis=1) < k) if total > views else np.empty(0, np.int64)
-    if not len(short):
-        return _Candidates(scores, codes, ids)
+    return _Candidates(scores, codes, ids)
+
+
+def _filled(
+    store: Store, queries: Vectors, k: int, near: _Candidates, scores: NDArray[np.float64], less: float
+) -> tuple[_Candidates, NDArray[np.float64]]:
+    """Return candidates and scores with further SKUs where those ``near`` show fewer than k.
+
+    The further ones come after all that were re-scored, in the plain order, with their cosine ``less`` a constant: a
+    query's first answers must not depend on how many are asked for.
+    """
+    short = np.flatnonzero(first_k_distinct(near.codes, k).sum(axis=1) < k)
+    if not len(short) or near.ids.shape[1] >= len(store.index):
+        return near, scores
     more = nearest_skus(store.index, store.codes, queries[short], k)
-    new = (more.skus >= 0) & ~(more.skus[:, :, None] == codes[short][:, None, :]).any(axis=2)
-    extra = _Candidates(
-        np.full((len(queries), k), -np.inf, np.float32), *(np.full((len(queries), k), -1, np.int64) for _ in range(2))
+    new = (more.skus >= 0) & ~(more.skus[:, :, None] == near.codes[short][:, None, :]).any(axis=2)
+    cosine, codes, ids = np.full((len(queries), k), -np.inf, np.float32), *np.full((2, len(queries), k), -1, np.int64)
+    cosine[short] = np.where(new, more.scores, -np.inf)
+    codes[short], ids[short] = np.where(new, more.skus, -1), np.where(new, more.views, -1)
+    lowest = np.where(near.ids >= 0, scores, np.inf).min(axis=1, keepdims=True)
+    extra = np.minimum(cosine.astype(np.float64) - less, lowest)
+    filled = _Candidates(
+        np.concatenate([near.scores, cosine], axis=1),
+        np.concatenate([near.codes, codes], axis=1),
+        np.concatenate([near.ids, ids], axis=1),
     )
-    extra.scores[short] = np.where(new, more.scores, -np.inf)
-    extra.codes[short] = np.where(new, more.skus, -1)
-    extra.ids[short] = np.where(new, more.views, -1)
-    return _Candidates(
-        np.concatenate([scores, extra.scores], axis=1),
-        np.concatenate([codes, extra.codes], axis=1),
-        np.concatenate([ids, extra.ids], axis=1),
-    )
+    return filled, np.concatenate([scores, extra], axis=1)
+
+
+def _without_votes(technique: Technique) -> float:
+    """Return how far the score of a SKU without a vote lies below its cosine; 0 for techniques that do not vote."""
+    return technique.temperature * float(np.log(technique.neighbours)) if technique.name == "vote" else 0.0
 
 
 def _top(candidates: _Candidates, scores: NDArray[np.floating[Any]], k: int) -> Nearest:
@@ -215,19 +231,17 @@ def _top(candidates: _Candidates, scores: NDArray[np.floating[Any]], k: int) -> 
 
 
 def _vote(technique: Technique, store: Store, queries: Vectors, near: _Candidates) -> NDArray[np.float64]:
-    """Add up the nearest views per SKU, each weighing exp(cosine / temperature); without a vote, its best view counts.
+    """Add up the nearest views per SKU, each weighing exp(cosine / temperature).
 
     The SKU's sum is spread over all voters and turned back into a cosine, which keeps the order.
     """
     there = near.ids >= 0
     top = near.scores.max(axis=1, keepdims=True, initial=-1)  # keeps exp from vanishing
     weights = np.where(there, np.exp((near.scores.astype(np.float64) - top) / technique.temperature), 0)
-    votes = weights.copy()
-    votes[:, technique.neighbours :] = 0
     rows = np.arange(len(queries))[:, None]
     _, group = np.unique((rows * (near.codes.max(initial=0) + 2) + near.codes + 1).ravel(), return_inverse=True)
-    total = np.bincount(group, votes.ravel())[group].reshape(votes.shape)
-    share = np.log(np.where(there, np.where(total > 0, total, weights), 1) / technique.neighbours)
+    total = np.bincount(group, weights.ravel())[group].reshape(weights.shape)
+    share = np.log(np.where(there, total, 1) / technique.neighbours)
     return np.where(there, top + technique.temperature * share, -np.inf)
 
 

@@ -211,6 +211,15 @@ def test_answers_do_not_depend_on_the_batch(technique: Technique) -> None:
 
 
 @pytest.mark.parametrize("technique", ALL, ids=str)
+def test_the_first_answers_do_not_depend_on_how_many_are_asked_for(technique: Technique) -> None:
+    store, queries = gallery(5, views=900, skus=12), asked(5, 40)  # the candidates show few of the 12 SKUs
+    few, many = (search(technique, ready(technique, store), queries, k) for k in (2, 10))
+    assert np.array_equal(few.skus, many.skus[:, :2])
+    assert np.allclose(few.scores, many.scores[:, :2], atol=1e-5)
+    assert (many.skus >= 0).all()
+
+
+@pytest.mark.parametrize("technique", ALL, ids=str)
 def test_no_queries_and_an_empty_gallery(technique: Technique) -> None:
     empty = memory_store(np.empty((0, DIM), np.float32), np.empty(0, np.int64), ExactIndex(DIM))
     assert np.all(search(technique, ready(technique, empty), asked(0), 3).skus == -1)
