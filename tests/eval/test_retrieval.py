@@ -154,6 +154,16 @@ def test_a_picture_listed_twice_is_still_no_answer_to_itself() -> None:
     agree(retrieve(double, double, 10), brute(double, double, 10))
 
 
+def test_a_picture_listed_often_does_not_push_its_sisters_out_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "DEEPER", 1)
+    first = np.eye(DIM, dtype=np.float32)[0]
+    near = unit(first + 0.1 * np.random.default_rng(0).normal(size=(9, DIM)))
+    rows = [Row(Path("p0.png"), "a", "train")] * 3 + [Row(Path(f"p{n}.png"), "a", "train") for n in range(1, 10)]
+    rows += [Row(Path(f"far{n}.png"), "b", "train") for n in range(9)]
+    gallery = Views(tuple(rows), np.concatenate([np.stack([first] * 3), near, -near]))
+    assert retrieve(gallery, gallery.take(np.array([0])), 1).precision.tolist() == [pytest.approx(1.0)]
+
+
 def test_views_of_the_same_sku_are_counted_without_the_query() -> None:
     rows = tuple(Row(Path(f"{sku}{i}.png"), sku, "train") for sku, count in (("a", 3), ("b", 1)) for i in range(count))
     gallery = Views(rows, unit(np.random.default_rng(0).normal(size=(4, DIM))))
