@@ -100,7 +100,7 @@ def fitted(
     looked_up = search_of(bundle.folder if bundle is not None else None)
     roles = roles_of(dataset, bundle, trained, held)
     rows = (*roles.gallery, *roles.queries, *roles.unknown)
-    kept = workspace.folder / "eval" / "vectors-calibrate"
+    kept = workspace.folder / "eval" / "vectors"
     with progress_bar("embedding", missing(rows, encoder, kept)) as progress:
         pool = embed_pool(rows, encoder, pipeline_of(workspace), kept, progress)
     report_failures(list(pool.problems), "pictures")

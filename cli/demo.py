@@ -76,11 +76,13 @@ def _render(folder: Path, seed: int) -> None:
 
 def _evaluate(workspace: Workspace, encoder: Encoder, out: Path) -> float:
     """Evaluate on the test crops, show the table and return top-1."""
-    from skumatch.cli.eval import Job
+    from skumatch.cli.eval import Extras, Job
     from skumatch.cli.eval_show import show
     from skumatch.eval.evaluate import Question
 
-    document = Job(workspace, Question(names=("closed",)), 5, out, {}).run(encoder, None)
+    document = Job(workspace, Question(names=("closed",)), 5, out, {}).run(
+        encoder, None, extras=Extras(near_copies=False)
+    )
     show(document)
     return float(document["topk"]["1"])
 

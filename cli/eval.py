@@ -85,6 +85,7 @@ class Extras:
     robustness: bool = False
     lookalikes: bool = False
     drop_leaks: bool = False
+    near_copies: bool = True  # looked for among the queries; the demo knows how its store was rendered
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Job:
         plan, looked_up = self._plan(model), search_of(model)
         pool = self._embed(plan, encoder, "embedding")
         pool = asked_pool(pool, plan.rows, encoder, looked_up.views, pipeline_of(self.workspace))
-        leaks = self._leaks(plan, pool)
+        leaks = self._leaks(plan, pool) if extras.near_copies else []
         if extras.drop_leaks:
             plan = plan.without({leak.query.path for leak in leaks})
         question = replace(self.question, technique=looked_up.technique)
