@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def finetune(
     recipe: Annotated[str | None, typer.Option(help="Recipe name or TOML file.", show_default="default")] = None,
     where: Where = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of the whole network.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of stage 2, after the head's own.")] = None,
+    mode: Annotated[str | None, typer.Option(help="What is trained: head, projection, lora or full.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the training pictures throughout.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same weights.")] = None,
     hold_out: Annotated[float | None, typer.Option(help="Share of the SKUs not to train on, to measure with.")] = None,
@@ -31,14 +32,21 @@ def finetune(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Model store.", show_default="models/ in the workspace")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted fine-tune.")] = False,
+    preview: Annotated[
+        Path | None,
+        typer.Option("--preview-augment", metavar="FILE.png", help="Only show what training pictures look like."),
+    ] = None,
     device: Device = None,
 ) -> None:
     """Fine-tune on the split train, validate each epoch, publish the best model.
 
     Ctrl-C publishes what there is; --resume goes on from there.
     """
-    asked = {"name": recipe, "epochs": epochs, "size": size, "seed": seed, "hold_out": hold_out}
+    asked = {"name": recipe, "epochs": epochs, "mode": mode, "seed": seed, "hold_out": hold_out}
+    asked["schedule"] = None if size is None else {"sizes": str(size)}
     job = _job(asked, where or [], out, device)
+    if preview is not None:
+        return _preview(job, preview)
     job = replace(job, lookalikes=lookalikes)
     if resume:
         job = replace(job, recipe=_resumed(job.out, asked), lookalikes=lookalikes or _listed_before(job.out))
@@ -59,11 +67,24 @@ def _resumed(out: Path, asked: dict[str, Any]) -> Recipe:
 
     asked = {**asked, "name": asked["name"] and load_recipe(asked["name"]).name}
     recipe = recorded_recipe(unfinished(out))
+    before = recipe.to_json()
     for key, value in asked.items():
-        if value is not None and value != getattr(recipe, key):
-            said = f"the interrupted run has {key} {getattr(recipe, key)}, not {value}"
-            raise ConfigError(said, "leave it out, or leave out --resume to start anew")
+        wanted = value.items() if isinstance(value, dict) else [(key, value)]
+        found = before[key] if isinstance(value, dict) else before
+        for name, one in wanted:
+            if one is not None and one != found[name]:
+                said = f"the interrupted run has {name} {found[name]}, not {one}"
+                raise ConfigError(said, "leave it out, or leave out --resume to start anew")
     return recipe
+
+
+def _preview(job: Job, path: Path) -> None:
+    """Write originals beside the variants that training would show."""
+    from skumatch.finetune.data import split_rows
+    from skumatch.finetune.preview import preview
+
+    preview(split_rows(job.dataset, job.recipe).train, job.recipe, path, job.recipe.seed)
+    typer.echo(f"wrote {path}: originals beside what `skumatch finetune` makes of them")
 
 
 def _listed_before(out: Path) -> Path | None:
@@ -164,9 +185,25 @@ def _say(outcome: Outcome, job: Job) -> None:
     document = open_bundle(outcome.folder).document
     if unknown := document["lookalikes"]["unknown_skus"]:
         note(f"look-alikes: ignored SKUs that are not trained on: {unknown}")
-    note(f"serving the {outcome.spec.layer}: {document['layer_reason']}")
+    note(f"serving {outcome.spec.layer}: {document['layer_reason']}")
+    for one in document["after"]:
+        if one["kept"] and one["name"] != "trained":
+            note(f"kept {one['name']}: validation top-1 {one['validation_top1']:.1%}")
+    if (line := _no_better(outcome)) is not None:
+        note(line)
     state = "stopped early; " if outcome.interrupted else ""
     if not outcome.current:
         state += "the finished model stays in use; "
     then = "skumatch finetune --resume" if outcome.interrupted else "skumatch eval, skumatch match CROPS"
     typer.echo(f"wrote {outcome.folder} - {state}next: {then}")
+
+
+def _no_better(outcome: Outcome) -> str | None:
+    """Return a warning when validation does not show that training helped, None where it does or cannot tell."""
+    tuned = [value for value in outcome.top1.values() if value is not None]
+    if outcome.untouched is None or not tuned or max(tuned) > outcome.untouched:
+        return None
+    return (
+        f"validation top-1 is {max(tuned):.1%}, the untouched encoder has {outcome.untouched:.1%}: "
+        "train longer or on more pictures before using this model"
+    )

@@ -22,18 +22,23 @@ from skumatch.finetune.augment import DRAWS, Draws, draws, jpeg_quality
 from skumatch.finetune.recipe import Recipe
 from skumatch.spec import Ids
 
-HELD_OUT = 0.1  # share of the training pictures that validates where the data has no val split
+SET_ASIDE = 0.1  # share of the training pictures that validates where the data has no val split
 
 
 @dataclass(frozen=True)
 class Split:
-    """What a fine-tune sees: rows to train on, gallery and queries to validate with (never trained on), and the SKUs
-    of which it sees nothing."""
+    """What a fine-tune sees: rows to train on, gallery and queries to validate with, the SKUs that are not trained on
+    at all, and gallery and queries of those.
+
+    ``gallery`` holds pictures that are trained on; ``queries`` and all ``unseen`` rows are not.
+    """
 
     train: tuple[Row, ...]
     gallery: tuple[Row, ...]
     queries: tuple[Row, ...]
     held_out: tuple[str, ...] = ()
+    unseen_gallery: tuple[Row, ...] = ()
+    unseen_queries: tuple[Row, ...] = ()
 
     @property
     def skus(self) -> list[str]:
@@ -48,23 +53,26 @@ def split_rows(dataset: Dataset, recipe: Recipe) -> Split:
     held out. ``recipe.hold_out`` of the SKUs appear nowhere. Raises DataError when there are fewer than two SKUs to
     train on.
     """
-    source = dataset.split("train" if "train" in dataset.splits else dataset.gallery_split)
-    held_out = held_out_skus(source.skus, recipe.hold_out, recipe.seed)
-    train = [row for row in source if row.sku not in held_out]
+    source = list(dataset.split("train" if "train" in dataset.splits else dataset.gallery_split))
     if "val" in dataset.splits:
-        queries = list(dataset.split("val"))
+        views, queries = source, list(dataset.split("val"))
     else:
-        held = _held_out(train, recipe.seed)
-        queries = [row for row in train if row.path in held]
-        train = [row for row in train if row.path not in held]
+        aside = _set_aside(source, recipe.seed)
+        queries = [row for row in source if row.path in aside]
+        views = [row for row in source if row.path not in aside]
+    unseen = held_out_skus(sorted({row.sku for row in source}), recipe.hold_out, recipe.seed)
+    train = [row for row in views if row.sku not in unseen]
     known = {row.sku for row in train}
     if len(known) < 2:
         raise DataError(f"{dataset.root} has {len(known)} SKUs to train on", "give pictures of at least two SKUs")
+    others = [row for row in views if row.sku in unseen]
     return Split(
         tuple(train),
         tuple(_some_views(train, recipe.val_views, recipe.seed)),
         tuple(_sample([row for row in queries if row.sku in known], recipe.val_queries, recipe.seed)),
-        tuple(sorted(held_out)),
+        tuple(sorted(unseen)),
+        tuple(_some_views(others, recipe.val_views, recipe.seed)),
+        tuple(_sample([row for row in queries if row.sku in unseen], recipe.val_queries, recipe.seed)),
     )
 
 
@@ -85,11 +93,11 @@ def _by_sku(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def _held_out(rows: Sequence[Row], seed: int) -> set[Path]:
+def _set_aside(rows: Sequence[Row], seed: int) -> set[Path]:
     held: set[Path] = set()
     for members in _by_sku(rows).values():
         if len(members) >= 4:
-            count = max(1, round(len(members) * HELD_OUT))
+            count = max(1, round(len(members) * SET_ASIDE))
             held.update(row.path for row in sorted(members, key=lambda row: _key(row, seed))[:count])
     return held
 

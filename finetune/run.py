@@ -19,22 +19,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
 
 from skumatch import artefact
 from skumatch.dataset import Dataset
 from skumatch.embed import Pipeline
 from skumatch.errors import ArtefactError, ConfigError, DataError, ModelError
 from skumatch.finetune.data import Split, split_rows
+from skumatch.finetune.finish import finish
+from skumatch.finetune.objectives.base import Setting
 from skumatch.finetune.recipe import Recipe, recipe_from
 from skumatch.finetune.sampler import Lookalikes, load_lookalikes
 from skumatch.finetune.schedule import Schedule
 from skumatch.finetune.state import TrainState, write_history
-from skumatch.finetune.trainer import Reporter, Silent, Trainer, never
-from skumatch.finetune.validate import LAYERS, choose_layer
+from skumatch.finetune.trainer import Reporter, Silent, Trainer, labels_of, never
 from skumatch.model import SKUS, Contents, finite, open_bundle, save_bundle
 from skumatch.readers_common import safe_text
-from skumatch.runtime.torch import HEAD, make_spec, pick_device
+from skumatch.runtime.served import Served
+from skumatch.runtime.torch import make_spec, pick_device
 from skumatch.spec import Spec
 from skumatch.towers.build import ModelSource, build
 
@@ -63,13 +65,15 @@ class Job:
 @dataclass(frozen=True)
 class Outcome:
     """What came of it: the bundle's folder, its spec, whether it is the store's current model, whether training was
-    stopped before its end, validation top-1 per layer, and training pictures that could not be read."""
+    stopped before its end, validation top-1 per layer and of the untouched encoder (None: not measured), and training
+    pictures that could not be read."""
 
     folder: Path
     spec: Spec
     current: bool
     interrupted: bool
     top1: dict[str, float | None]
+    untouched: float | None
     failures: tuple[str, ...]
 
 
@@ -87,14 +91,17 @@ def finetune(
     split = split_rows(job.dataset, job.recipe)
     alike = load_lookalikes(job.lookalikes, split.skus, job.recipe) if job.lookalikes else Lookalikes()
     tower = build(replace(job.source, seed=job.recipe.seed))
-    spec = make_spec(tower)
-    Schedule(job.recipe, 1).size(0, spec.size, tower.resizable)  # refuse an impossible size before anything starts
+    spec = make_spec(tower, Served())
+    Schedule(job.recipe, 1).size(
+        0, spec.size, tower.resizable, tower.patch
+    )  # refuse an impossible size before anything starts
     start = _start_facts(job, split, spec)
     if folder is not None:
         _require_same(folder, start)
     else:
         folder = _new_run(job.out, start)
-    state = TrainState(tower, len(split.skus), job.recipe, pick_device(job.device))
+    counts = np.bincount(labels_of(split), minlength=len(split.skus))
+    state = TrainState(Setting(job.recipe, counts, titles_of(split), tower, pick_device(job.device)))
     state.restore(folder / "checkpoints")
     trainer = Trainer(tower, spec, split, state, job.pipeline, reporter or Silent(), should_stop, alike)
 
@@ -110,23 +117,25 @@ def finetune(
 
 def _publish(job: Job, folder: Path, trainer: Trainer, finished: bool) -> Outcome:
     """Publish the best (finished) or newest (interrupted) averaged weights; choose the layer they are served from."""
-    state, tower = trainer.state, trainer.tower
-    if finished:
-        state.take_best()
-    validation = trainer.validate()
-    layer = choose_layer(job.recipe.serve, validation)
-    averaged: nn.Module = state.average["image"]
-    state.image.load_state_dict(averaged.state_dict())
-    head = state.average["head"] if layer == HEAD else None
-    spec = make_spec(tower, head)  # type: ignore[arg-type]
+    found = finish(trainer, finished)
+    state, tower, split = trainer.state, trainer.tower, trainer.split
+    spec = make_spec(tower, found.served)
+    validation = {
+        "queries": len(split.queries),
+        "top1": found.validation.top1,
+        "untouched_top1": found.untouched,
+        "unseen_queries": len(split.unseen_queries),
+    }
     facts = {
-        "layer_reason": _reason(job.recipe.serve, layer, validation.top1),
+        "layer_reason": found.reason,
         "interrupted": not finished,
         "epochs_done": state.epoch,
-        "validation": {"queries": len(trainer.split.queries), "top1": validation.top1},
+        "validation": validation,
+        "after": found.tried,
         "recipe": job.recipe.to_json(),
+        "trained_weights": _trained_facts(state),
         "history": state.history,
-        "data": _data_facts(job.dataset, trainer.split),
+        "data": _data_facts(job.dataset, split),
         "lookalikes": {"groups": len(trainer.lookalikes.groups), "unknown_skus": len(trainer.lookalikes.unknown)},
         "source": {"name": job.source.name, "weights": job.source.weights and job.source.weights.name},
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -135,12 +144,12 @@ def _publish(job: Job, folder: Path, trainer: Trainer, finished: bool) -> Outcom
     current = finished or not _has_finished_model(job.out)
     skus = {"trained": trainer.split.skus, "held_out": list(trainer.split.held_out)}
     contents = Contents(facts, tower.model.state_dict(), {SKUS: json.dumps(skus, indent=0).encode()})
-    bundle = save_bundle(job.out, tower, head, spec, contents, current)  # type: ignore[arg-type]
+    bundle = save_bundle(job.out, tower, found.served, spec, contents, current)
     if finished:
         artefact.write_file(folder / FINISHED, json.dumps({"model": bundle.name}).encode())
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     failures = tuple(str(error) for error in trainer.canvases.failures.values())
-    return Outcome(bundle, spec, current, not finished, validation.top1, failures)
+    return Outcome(bundle, spec, current, not finished, found.validation.top1, found.untouched, failures)
 
 
 def _has_finished_model(store: Path) -> bool:
@@ -152,14 +161,19 @@ def _has_finished_model(store: Path) -> bool:
         return False
 
 
-def _reason(serve: str, layer: str, top1: dict[str, float | None]) -> str:
-    if serve != "measure":
-        return f"the recipe asks for {serve}"
-    figures = ", ".join(f"{name} {value:.3f}" for name in LAYERS if (value := top1[name]) is not None)
-    if not figures:
-        return "no validation pictures: features forget less about SKUs that were not trained on"
-    verdict = "the head is better beyond chance" if layer == HEAD else "the head is not better beyond chance"
-    return f"validation top-1 {figures}: {verdict} (McNemar, 5 %)"
+def titles_of(split: Split) -> tuple[str, ...]:
+    """Return a title per SKU: the first that its training rows carry, else the SKU's name."""
+    found: dict[str, str] = {}
+    for row in split.train:
+        if row.title:
+            found.setdefault(row.sku, row.title)
+    return tuple(found.get(sku, sku) for sku in split.skus)
+
+
+def _trained_facts(state: TrainState) -> dict[str, int]:
+    """Return how many of the image tower's weights were trained, and how many it has."""
+    named = dict(state.image.named_parameters())
+    return {"trained": state.trained_weights, "all": sum(p.numel() for p in named.values())}
 
 
 def _data_facts(dataset: Dataset, split: Split) -> dict[str, Any]:

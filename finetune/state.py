@@ -14,47 +14,63 @@ from torch import Tensor, nn
 
 from skumatch import artefact
 from skumatch.errors import ArtefactError
-from skumatch.finetune.losses import SubCentreArcFace
-from skumatch.finetune.params import is_transformer, parameter_groups
-from skumatch.finetune.recipe import Recipe
+from skumatch.finetune.lora import add_lora, merged_state
+from skumatch.finetune.norms import freeze_norms
+from skumatch.finetune.objectives.base import Setting
+from skumatch.finetune.objectives.build import objectives
+from skumatch.finetune.objectives.clip import text_parameters
+from skumatch.finetune.params import frozen_modules, is_transformer, parameter_groups, trainable
+from skumatch.finetune.sampler import Centres
 from skumatch.runtime.torch import Network, memory_format
-from skumatch.towers.base import Tower
+from skumatch.spec import Vectors
 
 MANIFEST = "checkpoint.json"
 TENSORS = "tensors.safetensors"
+State = dict[str, Tensor]
 
 
 class TrainState:
-    """Network, training head, loss, optimiser, averaged weights and the best ones so far."""
+    """Network, training head, objectives, optimiser, averaged weights and the best ones so far."""
 
-    def __init__(self, tower: Tower, skus: int, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, setting: Setting) -> None:
+        recipe, tower = setting.recipe, setting.tower
         torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.device = device
+        self.recipe, self.tower, self.device = recipe, tower, setting.device
         layout = memory_format(tower.image)
-        tower.image.to(device=device, memory_format=layout)  # type: ignore[call-overload]
-        self.network = Network(tower.image, tower.preprocess).to(device)
-        self.head = nn.Linear(tower.dim, recipe.embedding, bias=False).to(device)
+        tower.image.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.network = Network(tower.image, tower.preprocess).to(self.device)
+        self.head = nn.Linear(tower.dim, recipe.embedding, bias=False).to(self.device)
         nn.init.orthogonal_(self.head.weight)
         self.dropout = nn.Dropout(recipe.dropout)
-        self.loss = SubCentreArcFace(skus, recipe.embedding, recipe.sub_centres, recipe.s).to(device)
+        self.untouched = {name: tensor.detach().cpu().clone() for name, tensor in tower.image.state_dict().items()}
+        self.objectives = objectives(setting).to(self.device)
+        if recipe.mode == "lora":
+            add_lora(tower.image, recipe.lora)
+        self.trained = trainable(tower.image, recipe.mode, recipe.freeze)
+        self.trained_weights = sum(dict(tower.image.named_parameters())[name].numel() for name in self.trained)
+        self.text = nn.ParameterDict()
+        if recipe.objectives.clip and recipe.clip.train_text:
+            self.text = nn.ParameterDict({name.replace(".", "/"): p for name, p in text_parameters(tower)})
         self.average = nn.ModuleDict({"image": copy.deepcopy(tower.image), "head": copy.deepcopy(self.head)})
         self.average.requires_grad_(False).eval()
         self.optimizer = self._optimizer(tower.image)
-        self.low = copy.deepcopy(tower.image).to(torch.bfloat16) if trains_in_bf16(tower.image, device) else None
+        self.low = copy.deepcopy(tower.image).to(torch.bfloat16) if trains_in_bf16(tower.image, self.device) else None
+        self.centres = Centres(len(setting.counts), recipe.embedding, self.device)
+        self.neighbours: Vectors | None = None  # the centres that the running epoch's look-alikes come from
         self.epoch = 0  # completed epochs
         self.step = 0  # completed steps within the running epoch
         self.updates = 0
         self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Tensor] | None = None
+        self.best: State | None = None
         self.best_score = -1.0
+        self.last: list[State] = []  # averaged image weights of the last epochs, for the soup
 
     def _optimizer(self, image: nn.Module) -> torch.optim.AdamW:
         recipe = self.recipe
         lr = recipe.lr_transformer if is_transformer(image) else recipe.lr_conv
-        groups = parameter_groups(image, lr, recipe.layer_decay, recipe.weight_decay)
+        groups = parameter_groups(image, self.trained, lr, recipe.layer_decay, recipe.weight_decay)
         groups.append({"params": list(self.head.parameters()), "lr": recipe.lr_head})
-        groups.append({"params": list(self.loss.parameters()), "lr": recipe.lr_head, "weight_decay": 0.0})
+        groups += self.objectives.parameter_groups(recipe.lr_head)
         groups = [{**group, "base_lr": group["lr"]} for group in groups]
         return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True)
 
@@ -86,11 +102,18 @@ class TrainState:
         yield from (p for group in self.optimizer.param_groups for p in group["params"])
 
     def set_stage(self, head_only: bool) -> None:
-        """Freeze the image tower (its batch statistics too) in stage 1, free it in stage 2."""
+        """Freeze the image tower (its batch statistics too) in stage 1, free what the mode trains in stage 2."""
+        trained = set() if head_only else set(self.trained)
         for module in (self.image, self.low):
-            if module is not None:
-                module.train(not head_only)
-                module.requires_grad_(not head_only)
+            if module is None:
+                continue
+            module.train(bool(trained))
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(name in trained)
+            for frozen in frozen_modules(module, self.trained) if trained else ():
+                frozen.eval()
+            if self.recipe.batch_norm == "frozen" or self.recipe.mode != "full":
+                freeze_norms(module)
         self.head.train()
 
     def scale_lr(self, factor: float) -> None:
@@ -114,10 +137,15 @@ class TrainState:
         torch._foreach_lerp_(targets, sources, 1 - decay)
 
     def keep_if_best(self, score: float | None) -> None:
-        """Keep a copy of the averaged weights when ``score`` is at least the best so far (None: always)."""
+        """Keep a copy of the averaged weights when ``score`` is at least the best so far (None: always), and those of
+        the last epochs where a soup is asked for."""
         if score is None or score >= self.best_score:
             self.best_score = self.best_score if score is None else score
             self.best = {name: tensor.detach().clone() for name, tensor in self.average.state_dict().items()}
+        if self.recipe.after.soup > 1:
+            merged = merged_state(self.average["image"])
+            self.last.append({name: tensor.detach().cpu().clone() for name, tensor in merged.items()})
+            self.last = self.last[-self.recipe.after.soup :]
 
     def take_best(self) -> None:
         """Put the best averaged weights into the averaged modules."""
@@ -141,6 +169,7 @@ class TrainState:
                 "updates": self.updates,
                 "history": self.history,
                 "best_score": self.best_score,
+                "last": len(self.last),
             }
             artefact.seal(stage.folder, MANIFEST, facts)
         artefact.set_current(store, version)
@@ -148,11 +177,21 @@ class TrainState:
             shutil.rmtree(store / older)
 
     def _modules(self) -> dict[str, nn.Module]:
-        return {"image": self.image, "head": self.head, "loss": self.loss, "average": self.average}
+        return {
+            "image": self.image,
+            "head": self.head,
+            "objectives": self.objectives,
+            "average": self.average,
+            "text": self.text,
+        }
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _tensors(self) -> State:
         found = {f"{n}.{k}": t for n, module in self._modules().items() for k, t in module.state_dict().items()}
         found |= {f"best.{k}": t for k, t in (self.best or {}).items()}
+        found |= {f"last{i}.{k}": t for i, state in enumerate(self.last) for k, t in state.items()}
+        found |= {f"centres.{k}": t for k, t in self.centres.state_dict().items()}
+        if self.neighbours is not None:
+            found["neighbours"] = torch.from_numpy(self.neighbours)
         for position, parameter in enumerate(self.parameters()):
             found |= {f"optimizer.{position}.{k}": t for k, t in self.optimizer.state.get(parameter, {}).items()}
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
@@ -169,6 +208,11 @@ class TrainState:
         for name, module in self._modules().items():
             module.load_state_dict(_under(tensors, f"{name}."))
         self.best = _under(tensors, "best.") or None
+        self.last = [
+            {k: t.cpu() for k, t in _under(tensors, f"last{i}.").items()} for i in range(int(facts.get("last", 0)))
+        ]
+        self.centres.load_state_dict(_under(tensors, "centres."))
+        self.neighbours = tensors["neighbours"].cpu().numpy() if "neighbours" in tensors else None
         for position, parameter in enumerate(self.parameters()):
             state = _under(tensors, f"optimizer.{position}.")
             if state:
@@ -194,7 +238,7 @@ def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _under(tensors: State, prefix: str) -> State:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

@@ -17,14 +17,15 @@ from skumatch.embed import Pipeline
 from skumatch.encoder import open_encoder
 from skumatch.errors import ArtefactError, ConfigError, DataError, ModelError, SkumatchError
 from skumatch.finetune.data import split_rows
-from skumatch.finetune.recipe import Augment, Recipe
+from skumatch.finetune.parts import Augment, Course
+from skumatch.finetune.recipe import Recipe
 from skumatch.finetune.run import Job, finetune, recorded_recipe, runs, unfinished
 from skumatch.model import SKUS, open_bundle
 from skumatch.readers import open_dataset
 from skumatch.towers.build import ModelSource
 
 TINY = ModelSource("timm:test_efficientnet", random_init=True, size=32)
-RECIPE = Recipe(epochs=2, head_epochs=1, batch=6, embedding=16, scale_from=1.0, lr_conv=5e-3)
+RECIPE = Recipe(epochs=2, head_epochs=1, batch=6, embedding=16, lr_conv=5e-3)
 STEPS = 3  # per epoch: 6 SKUs x 3 pictures (the fourth is held out) in batches of 6
 
 
@@ -76,7 +77,7 @@ def stickers(root: Path) -> Path:
 def test_it_learns_what_the_untouched_network_cannot_tell(tmp_path: Path) -> None:
     data = stickers(tmp_path / "stickers")
     how = Augment(min_scale=0.9, rotation=2, perspective=0, colour=0.1, blur=0, jpeg=0, occlusion=0)
-    plain = {"head_epochs": 0, "batch": 12, "embedding": 16, "scale_from": 1.0, "layer_decay": 1.0, "ema": 0.8}
+    plain = {"head_epochs": 0, "batch": 12, "embedding": 16, "layer_decay": 1.0, "ema": 0.8}
     recipe = Recipe(epochs=12, lr_conv=1e-2, lr_head=1e-2, augment=how, **plain)  # type: ignore[arg-type]
     untouched = finetune(job(data, tmp_path / "untouched", Recipe(epochs=0, head_epochs=1, batch=12, lr_head=0)))
     tuned = finetune(job(data, tmp_path / "tuned", recipe))
@@ -106,7 +107,7 @@ def test_a_finished_run_publishes_a_model_with_its_history(whole: tuple[str, Pat
     run = runs(out)[0]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["stage"]) for line in lines] == [(1, "head"), (2, "all"), (3, "all")]
-    assert all(np.isfinite(line["loss"]) and set(line["val_top1"]) == {"features", "head"} for line in lines)
+    assert all(np.isfinite(line["loss"]) and set(line["val_top1"]) == {"features", "head", "both"} for line in lines)
     assert not (run / "checkpoints").exists()
 
 
@@ -140,7 +141,7 @@ def test_a_run_may_be_stopped_twice(whole: tuple[str, Path], patterns: Path, tmp
 @pytest.mark.parametrize(("name", "size"), [("timm:test_resnet", 32), ("open_clip:skumatch-tiny-96", None)])
 def test_other_networks_resume_exactly_too(patterns: Path, tmp_path: Path, name: str, size: int | None) -> None:
     source = ModelSource(name, random_init=True, size=size)
-    recipe = Recipe(epochs=2, head_epochs=0, batch=6, embedding=16, scale_from=1.0, lr_transformer=1e-3)
+    recipe = Recipe(epochs=2, head_epochs=0, batch=6, embedding=16, lr_transformer=1e-3)
     straight = finetune(job(patterns, tmp_path / "straight", recipe, source))
     broken = job(patterns, tmp_path / "broken", recipe, source)
     stopped = finetune(broken, should_stop=StopAfter(4))
@@ -264,7 +265,7 @@ def test_no_readable_picture_at_all_is_an_error(store: Path, tmp_path: Path) -> 
 def test_an_impossible_size_is_refused_before_anything_starts(patterns: Path, tmp_path: Path) -> None:
     source = ModelSource("open_clip:skumatch-tiny-96", random_init=True)
     with pytest.raises(ConfigError, match="takes 96 px only"):
-        finetune(job(patterns, tmp_path, Recipe(**{**vars(RECIPE), "size": 64}), source))
+        finetune(job(patterns, tmp_path, Recipe(**{**vars(RECIPE), "schedule": Course(sizes="64")}), source))
     assert artefact.current(tmp_path) is None
     assert runs(tmp_path) == []
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from skumatch import artefact
 from skumatch.errors import ArtefactError
+from skumatch.finetune.objectives.base import Seen, Setting
 from skumatch.finetune.recipe import Recipe
 from skumatch.finetune.state import TENSORS, TrainState
 from skumatch.towers.build import ModelSource, build
 
 RECIPE = Recipe(batch=4, embedding=16, ema=0.9)
-SKUS = 3
+NET = "timm:test_efficientnet"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,9 +29,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def fresh(seed: int = 0, name: str = "timm:test_efficientnet") -> TrainState:
-    tower = build(ModelSource(name, random_init=True, seed=seed, size=32))
-    return TrainState(tower, SKUS, RECIPE, torch.device("cpu"))
+def fresh(seed: int = 0, recipe: Recipe = RECIPE) -> TrainState:
+    tower = build(ModelSource(NET, random_init=True, seed=seed, size=32))
+    counts = np.array([5, 3, 1], np.int64)
+    return TrainState(Setting(recipe, counts, ("a tin", "a box", "a bag"), tower, torch.device("cpu")))
 
 
 def train(state: TrainState, steps: int) -> None:
@@ -38,7 +41,8 @@ def train(state: TrainState, steps: int) -> None:
     for _ in range(steps):
         pictures = torch.rand(4, 3, 32, 32, generator=generator) * 255
         features = state.network.features(pictures.contiguous(memory_format=torch.channels_last))
-        loss = state.loss(state.head(features), torch.tensor([0, 1, 2, 0]), 0.1)
+        labels, drawn = torch.tensor([0, 1, 2, 0]), torch.rand(4, 64, generator=generator).double()
+        loss, _ = state.objectives(Seen(features, state.head(features), labels, pictures, 0.1, drawn))
         state.optimizer.zero_grad()
         loss.backward()
         state.optimizer.step()
@@ -47,7 +51,7 @@ def train(state: TrainState, steps: int) -> None:
 
 
 def tensors(state: TrainState) -> dict[str, torch.Tensor]:
-    modules = {"image": state.image, "head": state.head, "loss": state.loss, "average": state.average}
+    modules = {"image": state.image, "head": state.head, "objectives": state.objectives, "average": state.average}
     found = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
     for position, parameter in enumerate(state.parameters()):
         found |= {f"{position}.{key}": t for key, t in state.optimizer.state[parameter].items()}

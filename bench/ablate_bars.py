@@ -1,0 +1,92 @@
+"""The bars of fine-tuning on real photos: at home, catalogue pictures, elsewhere, SKUs never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from ablate_shop import Shop, Trained, nearest, percent
+from skumatch.dataset import Row
+from skumatch.finetune.recipe import load_recipe
+
+SEEDS = (0, 1, 2)
+HALVES = (0, 1, 2, 3)
+Rung = Callable[[str, Callable[[], Any]], Any]
+
+
+def measure(shop: Shop, rung: Rung) -> dict[str, Any]:
+    """Run what is not finished yet and return every figure."""
+    seeds, halves = (SEEDS[:1], HALVES[:1]) if shop.quick else (SEEDS, HALVES)
+    found: dict[str, Any] = {"untouched": rung("untouched", lambda: untouched(shop))}
+    found["packaged only"] = [rung(f"packaged-{seed}", lambda seed=seed: one_side(shop, seed, True)) for seed in seeds]
+    found["halves"] = [rung(f"half-{seed}", lambda seed=seed: half(shop, seed)) for seed in halves]
+    if not shop.quick:
+        found["all"] = [rung(f"all-{seed}", lambda seed=seed: everything(shop, seed)) for seed in seeds]
+        found["fruit only"] = [rung(f"fruit-{seed}", lambda seed=seed: one_side(shop, seed, False)) for seed in seeds]
+    return found
+
+
+def trained(shop: Shop, name: str, seed: int, rows: list[Row]) -> Trained:
+    """Fine-tune with the default recipe."""
+    short = {"epochs": 1, "schedule": {"sizes": "64"}} if shop.quick else {}
+    return shop.train(name, load_recipe("default", seed=seed, **short), rows)
+
+
+def untouched(shop: Shop) -> dict[str, Any]:
+    """The encoder as it is published, at home, on catalogue pictures and on clothes."""
+    return _home(shop, None) | {"clothes": _clothes(shop, None)}
+
+
+def everything(shop: Shop, seed: int) -> dict[str, Any]:
+    """Trained on all 81 classes."""
+    model = trained(shop, f"all-{seed}", seed, shop.rows("train") + shop.rows("val"))
+    return _home(shop, model) | _facts(model)
+
+
+def one_side(shop: Shop, seed: int, packaged: bool) -> dict[str, Any]:
+    """Trained on the packaged classes, or on the others: each side against its own gallery, and clothes."""
+    name = f"{'packaged' if packaged else 'fruit'}-{seed}"
+    model = trained(shop, name, seed, shop.rows("train", packaged) + shop.rows("val", packaged))
+    return _home(shop, model) | {"clothes": _clothes(shop, model)} | _facts(model)
+
+
+def half(shop: Shop, seed: int) -> dict[str, Any]:
+    """Trained on half of the packaged SKUs, measured on the other half against its own gallery."""
+    train, test = shop.rows("train", True), shop.rows("test", True)
+    skus = np.array(sorted({row.sku for row in train}))
+    known = set(np.random.default_rng(seed).permutation(skus)[: len(skus) // 2].tolist())
+    model = trained(shop, f"half-{seed}", seed, [r for r in train + shop.rows("val", True) if r.sku in known])
+    sides = [[row for row in rows if row.sku not in known] for rows in (train, test)]
+    found = {
+        name: percent([nearest(*(shop.vectors(store, rows) for rows in sides))])
+        for name, store in (("tuned", model.store), ("untouched", None))
+    }
+    return found | {"gain": found["tuned"]["top1"] - found["untouched"]["top1"]}
+
+
+def _home(shop: Shop, model: Trained | None) -> dict[str, Any]:
+    store = model.store if model else None
+    gallery, queries = (shop.vectors(store, shop.rows(split)) for split in ("train", "test"))
+    found = {"all": percent([nearest(gallery, queries)])}
+    catalogue = shop.vectors(store, shop.catalogue)
+    for name, packaged in (("packaged", True), ("fruit", False)):
+        g, q = (
+            v.take(np.array([(row.value("department") == "packages") == packaged for row in v.rows]))
+            for v in (gallery, queries)
+        )
+        found[name] = percent([nearest(g, q)])
+        if packaged:
+            found["catalogue"] = percent([nearest(catalogue, q)])
+    return found
+
+
+def _clothes(shop: Shop, model: Trained | None) -> dict[str, float]:
+    store = model.store if model else None
+    sides = [shop.vectors(store, [row for row in shop.clothes if row.split == split]) for split in ("train", "test")]
+    return percent([nearest(*sides)])
+
+
+def _facts(model: Trained) -> dict[str, Any]:
+    document = model.document
+    return {"seconds": model.seconds, "layer": document["spec"]["layer"], "validation": document["validation"]}

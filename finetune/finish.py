@@ -1,0 +1,149 @@
+"""From trained weights to what is served: mixes tried on validation, the layer chosen, the vectors whitened.
+
+Knows nothing about folders. Nothing here looks at the split ``test``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skumatch import images
+from skumatch.dataset import Row
+from skumatch.embed import ordered_batches
+from skumatch.errors import ImageError
+from skumatch.finetune.after import Candidate, Measured, candidates, choose, record
+from skumatch.finetune.lora import merge_lora
+from skumatch.finetune.norms import has_batch_norm, reestimate
+from skumatch.finetune.trainer import Trainer
+from skumatch.finetune.validate import LAYERS, Validation, choose_layer
+from skumatch.finetune.whiten import fit_pca
+from skumatch.runtime.served import FEATURES, Served
+from skumatch.runtime.torch import Network
+from skumatch.spec import Vectors
+
+WHITEN_ON = 20_000  # training pictures at most that PCA is fitted on
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a fine-tune ends in: what is served and why, how validation went, the untouched encoder's validation top-1
+    (None: not measured) and the mixes of weights that were tried."""
+
+    served: Served
+    reason: str
+    validation: Validation
+    untouched: float | None = None
+    tried: tuple[dict[str, Any], ...] = ()
+
+
+def finish(trainer: Trainer, complete: bool) -> Finished:
+    """Settle the averaged weights of ``trainer`` and what is served from them.
+
+    After a ``complete`` training the best epoch, its mixes with the untouched encoder and the soup of the last epochs
+    compete on validation; else the newest averaged weights stand. The trained network is left holding the result.
+    """
+    state = trainer.state
+    untouched, tried = None, []
+    if complete:
+        state.take_best()
+    image: nn.Module = state.average["image"]
+    merge_lora(image)
+    merge_lora(state.image)
+    if complete:
+        untouched = _untouched(trainer)
+        tried = _try_mixes(trainer)
+    validation = trainer.validate(image, trainer.split.gallery, trainer.split.queries)
+    layer = choose_layer(state.recipe.serve, validation)
+    state.image.load_state_dict(image.state_dict())
+    why = reason(state.recipe.serve.layer, layer, validation)
+    return Finished(_served(trainer, layer), why, validation, untouched, tuple(tried))
+
+
+def _untouched(trainer: Trainer) -> float | None:
+    """Return the untouched encoder's validation top-1, and leave the averaged weights as they are."""
+    image: nn.Module = trainer.state.average["image"]
+    kept = {name: tensor.clone() for name, tensor in image.state_dict().items()}
+    image.load_state_dict(trainer.state.untouched)
+    found = trainer.validate(image, trainer.split.gallery, trainer.split.queries).top1[FEATURES]
+    image.load_state_dict(kept)
+    return found
+
+
+def _try_mixes(trainer: Trainer) -> list[dict[str, Any]]:
+    """Measure every mix of weights, put the best into the averaged image tower and return what was seen."""
+    state, split, how = trainer.state, trainer.split, trainer.state.recipe.after
+    if not split.queries or (how.soup < 2 and not how.wise_ft):
+        return []
+    image: nn.Module = state.average["image"]
+    trained = {name: tensor.detach().cpu().clone() for name, tensor in image.state_dict().items()}
+    measured: list[Measured] = []
+    for candidate in candidates(trained, state.untouched, state.last, how):
+        _put(trainer, candidate)
+        known = trainer.validate(image, split.gallery, split.queries)
+        unseen = trainer.validate(image, split.unseen_gallery, split.unseen_queries)
+        measured.append(Measured(candidate.name, known.right[FEATURES], unseen.right[FEATURES]))
+    kept = choose(measured)
+    for place, candidate in enumerate(candidates(trained, state.untouched, state.last, how)):
+        if place == kept:
+            _put(trainer, candidate)
+            break
+    return record(measured, kept)
+
+
+def _put(trainer: Trainer, candidate: Candidate) -> None:
+    """Load a candidate into the averaged image tower; where it is a mix, estimate its batch statistics anew."""
+    image: nn.Module = trainer.state.average["image"]
+    image.load_state_dict(candidate.state)
+    pictures = trainer.state.recipe.after.batch_norm
+    if candidate.reestimate and pictures and has_batch_norm(image) and trainer.state.recipe.batch_norm == "train":
+        reestimate(image, _clean(trainer, pictures), ())
+
+
+def _clean(trainer: Trainer, count: int) -> Iterator[Tensor]:
+    """Yield normalised batches of up to ``count`` training pictures as they are served, spread over the SKUs."""
+    rows = trainer.split.train
+    places = torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long().tolist()
+
+    def work(place: int) -> Any:
+        try:
+            return images.load_pixels(rows[place].path, trainer.spec, trainer.pipeline.max_pixels)
+        except ImageError as error:
+            return error
+
+    network = Network(trainer.state.average["image"], trainer.spec).to(trainer.state.device)
+    for _, decoded in ordered_batches(places, work, trainer.state.recipe.batch, trainer.canvases.workers):
+        good = [torch.from_numpy(one) for one in decoded if not isinstance(one, ImageError)]
+        if len(good) > 1:
+            batch = torch.stack(good).to(trainer.state.device).float()
+            yield (batch - network.mean) / network.std
+
+
+def _served(trainer: Trainer, layer: str) -> Served:
+    """Return the layer that answers, whitened where the recipe asks for it."""
+    how, head = trainer.state.recipe.serve, trainer.state.average["head"]
+    plain = Served(layer, None if layer == FEATURES else head, how.weight)  # type: ignore[arg-type]
+    if not how.pca:
+        return plain
+    vectors = _vectors(trainer, plain)
+    return Served(layer, plain.head, how.weight, fit_pca(vectors, how.pca))  # type: ignore[arg-type]
+
+
+def _vectors(trainer: Trainer, served: Served) -> Vectors:
+    raise NotImplementedError
+
+
+def reason(asked: str, layer: str, validation: Validation) -> str:
+    """Return in one line why ``layer`` is served."""
+    if asked != "measure":
+        return f"the recipe asks for {asked}"
+    figures = ", ".join(f"{name} {value:.3f}" for name in LAYERS if (value := validation.top1[name]) is not None)
+    if not figures:
+        return "no validation pictures: features forget less about SKUs that were not trained on"
+    if layer == FEATURES:
+        return f"validation top-1 {figures}: nothing is better than the features beyond chance (McNemar, 5 %)"
+    return f"validation top-1 {figures}: {layer} is better than the features beyond chance (McNemar, 5 %)"

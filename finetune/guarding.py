@@ -1,0 +1,62 @@
+"""Fitting the guard: which pictures are near enough to the training pictures to trust the tuned encoder with.
+
+Only vectors of the untouched encoder count here. Knows nothing about networks or files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from skumatch.runtime.guard import Guard
+from skumatch.spec import Ids, Vectors
+
+CENTRES = 8  # 4 to 64 separate a shop from clothes about alike
+ROUNDS = 15
+FOLDS = 5
+TAIL = 1.0  # percent of the crops of SKUs left out that may lie under the quantile the threshold hangs on
+SLACK, WIDTH = 0.4, 0.02  # of the distance from that quantile to the median: how far below it, and how soft
+
+
+def fit_guard(vectors: Vectors, labels: Ids, seed: int) -> Guard:
+    """Return the guard of training pictures with ``vectors`` (N, D), the untouched encoder's unit rows.
+
+    The threshold comes from SKUs that the centres do not know: a fifth of the SKUs is left out in turn and its
+    pictures' cosines with the nearest centre of the others are gathered. Below their 1 % quantile, by 0.4 of its
+    distance from their median, lies the threshold: new SKUs of the same kind of shop are let through, other things are not.
+    ``labels`` int64 (N,). N must be at least 1.
+    """
+    left_out = np.concatenate(list(_left_out(vectors, labels, seed)))
+    low, middle = np.percentile(left_out, [TAIL, 50])
+    spread = max(float(middle - low), 1e-3)
+    centres = torch.from_numpy(spherical_kmeans(vectors, CENTRES, seed))
+    return Guard(centres, float(low) - SLACK * spread, WIDTH * spread)
+
+
+def _left_out(vectors: Vectors, labels: Ids, seed: int) -> list[NDArray[np.float32]]:
+    """Return, fold by fold of SKUs, the cosine of each picture with the nearest centre of the other folds."""
+    skus = np.random.default_rng((seed, 11)).permutation(np.unique(labels))
+    found = []
+    for fold in range(min(FOLDS, len(skus))):
+        out = np.isin(labels, skus[fold::FOLDS])
+        if out.any() and not out.all():
+            found.append((vectors[out] @ spherical_kmeans(vectors[~out], CENTRES, seed).T).max(1))
+    return found or [np.ones(1, np.float32)]
+
+
+def spherical_kmeans(vectors: Vectors, count: int, seed: int) -> Vectors:
+    """Return up to ``count`` unit rows: cluster means of unit rows ``vectors`` (N, D) under cosine.
+
+    Dhillon and Modha, "Concept decompositions" (2001), from seeded picks of the rows; an empty cluster keeps its
+    centre.
+    """
+    start = np.random.default_rng((seed, 12)).choice(len(vectors), min(count, len(vectors)), replace=False)
+    centres: Vectors = vectors[np.sort(start)].astype(np.float32)
+    for _ in range(ROUNDS):
+        nearest = (vectors @ centres.T).argmax(1)
+        sums = np.zeros_like(centres)
+        np.add.at(sums, nearest, vectors)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        centres = np.where(lengths > 1e-6, sums / np.maximum(lengths, 1e-6), centres).astype(np.float32)
+    return centres

@@ -1,0 +1,145 @@
+"""The guard of a fine-tuned encoder: the untouched one stays inside and answers for pictures that training never knew.
+
+A fine-tuned encoder is better at home and worse elsewhere. A guarded one runs both: for a picture whose untouched
+vector u lies near those of the training pictures it gives the tuned vector v, for one far from them u, and between
+them both side by side: [sqrt(1 - g) u, sqrt(g) v], whose dot products are sqrt((1 - g)(1 - g')) cos(u, u') +
+sqrt(g g') cos(v, v'). Blocks that were not trained run once for both. Knows nothing about training or files.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+AGREES = 0.9999  # cosine that sharing blocks must keep with running both networks in full
+
+
+class Guard(nn.Module):
+    """Says how far a picture is one of those that the encoder was trained for, and remembers the untouched weights.
+
+    ``centres`` float32 (K, D): unit rows, the untouched encoder's vectors of the training pictures in K clusters.
+    ``threshold``: cosine with the nearest centre at which g is one half; ``softness``: the logistic's width.
+    ``differing``: the untouched image tower's tensors that training changed, by name. ``blocks``: the network's blocks
+    that it did not change, in order from the input, then the first that it did; empty where that is not known.
+    """
+
+    centres: Tensor
+
+    def __init__(
+        self,
+        centres: Tensor,
+        threshold: float,
+        softness: float,
+        differing: Mapping[str, Tensor] | None = None,
+        blocks: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.register_buffer("centres", centres)
+        self.threshold = threshold
+        self.softness = softness
+        self.differing = dict(differing or {})
+        self.blocks = blocks
+
+    def forward(self, untouched: Tensor) -> Tensor:
+        """Map unit rows (N, D) of the untouched encoder to g (N, 1), 0..1."""
+        nearest = F.linear(untouched, self.centres).amax(1, keepdim=True)
+        return torch.sigmoid((nearest - self.threshold) / self.softness)
+
+
+def beside(untouched: Tensor, tuned: Tensor, share: Tensor) -> Tensor:
+    """Return unit rows (N, D + E) of unit rows ``untouched`` (N, D) and ``tuned`` (N, E) by ``share`` g (N, 1)."""
+    return torch.cat([torch.sqrt(1 - share) * untouched, torch.sqrt(share) * tuned], 1)
+
+
+class Twin(nn.Module):
+    """Two image towers of one architecture, which run the blocks that they have in common once.
+
+    ``untouched`` None: training changed nothing in the tower. ``blocks``: names of the blocks that both share, in order
+    from the input, then the first that differs; empty: nothing is shared.
+    """
+
+    def __init__(self, image: nn.Module, untouched: nn.Module | None, blocks: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.image = image
+        self.untouched = untouched
+        self._seen = _Seen()
+        if untouched is not None and blocks:
+            image.get_submodule(blocks[-1]).register_forward_pre_hook(self._seen.keep)
+            for name in blocks[:-1]:
+                _replace(untouched, name, _Skip())
+            _replace(untouched, blocks[-1], _Resume(untouched.get_submodule(blocks[-1]), self._seen))
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Map normalised pictures (N, 3, S, S) to (features of ``image``, features of ``untouched``), (N, D) each."""
+        tuned = self.image(pictures)
+        return tuned, tuned if self.untouched is None else self.untouched(pictures)
+
+
+class _Seen:
+    """What entered the first block that differs, per thread."""
+
+    def __init__(self) -> None:
+        self.local = threading.local()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Seen:
+        return _Seen()
+
+    def keep(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.local.entered = inputs[0]
+
+
+class _Skip(nn.Module):
+    """Stands for a shared block: its work was done."""
+
+    def forward(self, entered: Tensor, *others: Any, **named: Any) -> Tensor:
+        return entered
+
+
+class _Resume(nn.Module):
+    """The first block that differs, which goes on from what the other tower's shared blocks gave."""
+
+    def __init__(self, block: nn.Module, seen: _Seen) -> None:
+        super().__init__()
+        self.block = block
+        self.seen = seen
+
+    def forward(self, entered: Tensor, *others: Any, **named: Any) -> Any:
+        return self.block(self.seen.local.entered, *others, **named)
+
+
+def _replace(network: nn.Module, name: str, other: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(network.get_submodule(parent), own, other)
+
+
+def twin_of(image: nn.Module, guard: Guard, size: int) -> Twin:
+    """Return ``image`` beside the untouched network that ``guard`` remembers.
+
+    The guard's blocks are shared where random pictures of ``size`` pixels show that the answers stay the same; where
+    they do not (a network that is no plain chain of blocks), both towers run in full.
+    """
+    if not guard.differing:
+        return Twin(image, None)
+    untouched = copy.deepcopy(image)
+    untouched.load_state_dict({**untouched.state_dict(), **guard.differing})
+    untouched.requires_grad_(False).eval()
+    if guard.blocks and _shares(image, untouched, guard.blocks, size):
+        return Twin(image, untouched, guard.blocks)
+    return Twin(image, untouched)
+
+
+def _shares(image: nn.Module, untouched: nn.Module, blocks: tuple[str, ...], size: int) -> bool:
+    first = next(image.parameters())
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn((2, 3, size, size), generator=generator).to(first.device, first.dtype)
+    tried = Twin(copy.deepcopy(image).eval(), copy.deepcopy(untouched), blocks)
+    with torch.no_grad():
+        _, shared = tried(pictures)
+        whole = untouched(pictures)
+    return bool(F.cosine_similarity(shared.float(), whole.float(), dim=1).min() > AGREES)
