@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skumatch.errors import ConfigError
 from skumatch.finetune.recipe import Recipe
 
-GRID = 32  # picture sizes are multiples of this: the stride of most convolution nets
+LOWEST = 0.01  # of the peak, where a cosine ends
+PIXELS = 8  # sizes below are shares of the encoder's own
 
 
 @dataclass(frozen=True)
@@ -28,34 +30,84 @@ class Schedule:
         return epoch < self.recipe.head_epochs
 
     def lr_factor(self, epoch: int, step: int) -> float:
-        """Return the factor on every learning rate: linear warm-up, then half a cosine to 0.01, in each stage."""
-        first, length = (
-            (0, self.recipe.head_epochs) if self.head_only(epoch) else (self.recipe.head_epochs, self.recipe.epochs)
-        )
-        total = max(1, length * self.steps)
-        done = (epoch - first) * self.steps + step
-        warm = max(1, round(total * self.recipe.warmup))
-        if done < warm:
-            return (done + 1) / warm
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, total - warm)))
+        """Return the factor on every learning rate, 0..1; stage 1 has a warm-up and a cosine of its own.
 
-    def margin(self, epoch: int, step: int) -> float:
-        """Return the ArcFace margin in radians: from ``margin_from`` to ``margin_to`` over stage 2's first half."""
-        if self.head_only(epoch):
-            return self.recipe.margin_from
-        done = (epoch - self.recipe.head_epochs) * self.steps + step
-        share = min(1.0, done / max(1.0, 0.5 * self.recipe.epochs * self.steps))
-        return self.recipe.margin_from + share * (self.recipe.margin_to - self.recipe.margin_from)
-
-    def size(self, epoch: int, full: int, resizable: bool) -> int:
-        """Return the side of training pictures in ``epoch``; the encoder's own where it cannot take another.
-
-        Raises ConfigError when the recipe asks such an encoder for another size.
+        Restarts: Loshchilov and Hutter, "SGDR" (2017); one-cycle: Smith and Topin, "Super-convergence" (2018).
         """
-        if not resizable and self.recipe.size not in (0, full):
-            raise ConfigError(f"this encoder takes {full} px only", "leave out --size")
-        if not resizable or self.recipe.size:
-            return self.recipe.size or full
-        share = max(0, epoch - self.recipe.head_epochs) / max(1, self.recipe.epochs - 1)
-        scale = self.recipe.scale_from + share * (self.recipe.scale_to - self.recipe.scale_from)
-        return max(GRID, round(full * scale / GRID) * GRID)
+        how, first = self.recipe.schedule, self.recipe.head_epochs
+        if self.head_only(epoch):
+            return _cosine(epoch * self.steps + step, first * self.steps, how.warmup)
+        done, total = (epoch - first) * self.steps + step, max(1, self.recipe.epochs * self.steps)
+        if how.kind == "one-cycle":
+            return _one_cycle(done, total, how.warmup)
+        if how.kind == "restarts":
+            return self._restarts(done, total)
+        return _cosine(done, total, how.warmup)
+
+    def _restarts(self, done: int, total: int) -> float:
+        """Return the factor within the running cycle; the first has the warm-up, the last ends with the training."""
+        how, start, length = self.recipe.schedule, 0, float(self.recipe.schedule.cycle_len * self.steps)
+        while start + round(length) <= done:
+            start, length = start + round(length), length * how.cycle_mult
+        cycle = min(round(length), total - start)
+        return _cosine(done - start, cycle, how.warmup if start == 0 else 0.0)
+
+    def ramp(self, epoch: int, step: int) -> float:
+        """Return how far the margin has risen, 0..1: from 0 at the start of stage 2 to 1 at its middle."""
+        if self.head_only(epoch):
+            return 0.0
+        done = (epoch - self.recipe.head_epochs) * self.steps + step
+        return min(1.0, done / max(1.0, 0.5 * self.recipe.epochs * self.steps))
+
+    def size(self, epoch: int, full: int, resizable: bool, patch: int) -> int:
+        """Return the side of training pictures in ``epoch``, a multiple of ``patch`` pixels.
+
+        ``full``: the encoder's own size, which it keeps where it is not ``resizable``. The schedule's parts are spread
+        over stage 2; stage 1 has the first size. Raises ConfigError when the recipe asks an encoder that takes one
+        size only for another in pixels.
+        """
+        steps = self.recipe.schedule.steps()
+        if not resizable:
+            if any(side >= PIXELS and side != full for side, _ in steps):
+                raise ConfigError(f"this encoder takes {full} px only", "leave out --size")
+            return full
+        side = steps[self._part(epoch, [parts for _, parts in steps])][0]
+        pixels = side if side >= PIXELS else side * full
+        return max(patch, round(pixels / patch) * patch)
+
+    def _part(self, epoch: int, parts: Sequence[float]) -> int:
+        """Return which of ``parts``, spread over stage 2 in proportion, ``epoch`` falls into."""
+        place = (max(0, epoch - self.recipe.head_epochs) + 0.5) / max(1, self.recipe.epochs) * sum(parts)
+        ends = [sum(parts[: number + 1]) for number in range(len(parts))]
+        return next((number for number, end in enumerate(ends) if place < end), len(parts) - 1)
+
+
+def _cosine(done: int, total: int, warmup: float) -> float:
+    warm = max(1, round(total * warmup)) if warmup else 0
+    if done < warm:
+        return (done + 1) / warm
+    return LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, total - warm)))
+
+
+def _one_cycle(done: int, total: int, warmup: float) -> float:
+    """From 1/25 of the peak up to it at ``warmup`` of the steps, and down to 1/1000, both as cosines."""
+    warm = max(1, round(total * warmup))
+    if done < warm:
+        return _between(0.04, 1.0, done / warm)
+    return _between(1.0, 0.001, (done - warm) / max(1, total - warm))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def stopped(scores: Sequence[float | None], patience: int) -> bool:
+    """Return whether ``scores``, one per epoch (None: not validated), have not risen for ``patience`` epochs."""
+    if not patience:
+        return False
+    best, since = -1.0, 0
+    for score in scores:
+        since = since if score is None else since + 1
+        if score is not None and score > best:
+            best, since = score, 0
+    return since >= patience

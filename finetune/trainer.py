@@ -26,7 +26,7 @@ from skumatch.finetune.objectives.base import Seen
 from skumatch.finetune.sampler import Lookalikes, groups_of, order_for
 from skumatch.finetune.schedule import Schedule, stopped
 from skumatch.finetune.state import TrainState
-from skumatch.finetune.validate import LAYERS, Validation, validate
+from skumatch.finetune.validate import LAYERS, Probe, Validation, validate
 from skumatch.runtime.served import FEATURES
 from skumatch.spec import Ids, Spec
 from skumatch.towers.base import Tower

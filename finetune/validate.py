@@ -1,4 +1,4 @@
-"""How good the model is during training: nearest neighbour of validation queries, for both layers in one pass."""
+"""How good the model is during training: nearest neighbour of validation queries, for every layer in one pass."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from torch import nn
 from skumatch.dataset import Row
 from skumatch.embed import Pipeline
 from skumatch.eval.intervals import SIGNIFICANT, mcnemar
-from skumatch.runtime.torch import FEATURES, HEAD, Network
+from skumatch.finetune import parts
+from skumatch.runtime.served import BOTH, FEATURES, HEAD, Layer
+from skumatch.runtime.torch import Network
 from skumatch.spec import Pixels, Spec, Vectors
 
-LAYERS = (FEATURES, HEAD)
+LAYERS: tuple[Layer, ...] = (FEATURES, HEAD, BOTH)
+BLOCK = 256  # queries scored at once
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,11 @@ class Validation:
         return {layer: float(hits.mean()) if len(hits) else None for layer, hits in self.right.items()}
 
 
-class BothLayers:
-    """An Encoder that answers features and head vectors side by side, each of unit length."""
+class Probe:
+    """An Encoder that answers unit features and unit head vectors side by side: (N, D + E)."""
 
-    def __init__(self, network: Network, head: nn.Linear, spec: Spec, device: torch.device) -> None:
-        self.network = network
+    def __init__(self, image: nn.Module, head: nn.Linear, spec: Spec, device: torch.device) -> None:
+        self.network = Network(image, spec).to(device).eval()
         self.head = head
         self.spec = spec
         self.device = device
@@ -50,18 +53,36 @@ class BothLayers:
         return both
 
 
-def validate(encoder: BothLayers, gallery: Sequence[Row], queries: Sequence[Row], pipeline: Pipeline) -> Validation:
-    """Embed ``gallery`` and ``queries`` and look up each query's nearest view by cosine."""
+def validate(
+    probe: Probe, gallery: Sequence[Row], queries: Sequence[Row], pipeline: Pipeline, weight: float
+) -> Validation:
+    """Embed ``gallery`` and ``queries`` and look up each query's nearest view by cosine, in every layer.
+
+    ``weight`` 0..1: share of the head in the cosine of layer "both".
+    """
     if not queries:
         return Validation({layer: np.zeros(0, bool) for layer in LAYERS})
-    views, view_skus = _embed(encoder, gallery, pipeline)
-    found, skus = _embed(encoder, queries, pipeline)
-    split = encoder.spec.dim
-    parts = {FEATURES: slice(0, split), HEAD: slice(split, None)}
-    return Validation({layer: _hits(views[:, p], view_skus, found[:, p], skus) for layer, p in parts.items()})
+    views, view_skus = _embed(probe, gallery, pipeline)
+    found, skus = _embed(probe, queries, pipeline)
+    if not len(views) or not len(found):
+        return Validation({layer: np.zeros(len(found), bool) for layer in LAYERS})
+    return Validation({layer: np.array(view_skus[best] == skus) for layer, best in _best(views, found, probe, weight)})
 
 
-def _embed(encoder: BothLayers, rows: Sequence[Row], pipeline: Pipeline) -> tuple[Vectors, NDArray[np.str_]]:
+def _best(views: Vectors, queries: Vectors, probe: Probe, weight: float) -> list[tuple[Layer, NDArray[np.int64]]]:
+    """Return the place of each query's nearest view per layer; scores are held for a block of queries at a time."""
+    split = probe.spec.dim
+    best: dict[Layer, list[NDArray[np.int64]]] = {layer: [] for layer in LAYERS}
+    for start in range(0, len(queries), BLOCK):
+        block = queries[start : start + BLOCK]
+        features, head = block[:, :split] @ views[:, :split].T, block[:, split:] @ views[:, split:].T
+        scores = {FEATURES: features, HEAD: head, BOTH: (1 - weight) * features + weight * head}
+        for layer in LAYERS:
+            best[layer].append(scores[layer].argmax(1))
+    return [(layer, np.concatenate(places)) for layer, places in best.items()]
+
+
+def _embed(encoder: Probe, rows: Sequence[Row], pipeline: Pipeline) -> tuple[Vectors, NDArray[np.str_]]:
     paths: list[Path] = [row.path for row in rows]
     vectors, skus, start = [], [], 0
     for batch in pipeline.embed(paths, encoder):
@@ -73,22 +94,20 @@ def _embed(encoder: BothLayers, rows: Sequence[Row], pipeline: Pipeline) -> tupl
     return found, np.array(skus, np.str_)
 
 
-def _hits(views: Vectors, view_skus: NDArray[np.str_], queries: Vectors, skus: NDArray[np.str_]) -> NDArray[np.bool_]:
-    if not len(views):
-        return np.zeros(len(queries), bool)
-    nearest = [(queries[i : i + 256] @ views.T).argmax(1) for i in range(0, len(queries), 256)]
-    right: NDArray[np.bool_] = view_skus[np.concatenate(nearest)] == skus if len(queries) else np.zeros(0, bool)
-    return right
+def choose_layer(how: parts.Served, validation: Validation) -> Layer:
+    """Return which layer to serve. "measure" takes the features unless head or both is better beyond chance.
 
-
-def choose_layer(serve: str, validation: Validation) -> str:
-    """Return which layer to serve. "measure" takes the features unless the head is better beyond chance.
-
-    Features forget less about SKUs that were not trained on, so the head must win by an exact McNemar test
-    (two-sided, 5 %; McNemar 1947) on the paired validation answers.
+    Features forget less about SKUs that were not trained on, so another layer must win by an exact McNemar test
+    (two-sided, 5 %; McNemar 1947) on the paired validation answers; of two that do, the one with more right answers,
+    "both" where they are level.
     """
-    if serve != "measure":
-        return serve
-    features, head = validation.right[FEATURES], validation.right[HEAD]
-    gained, lost = int((head & ~features).sum()), int((features & ~head).sum())
-    return HEAD if gained > lost and mcnemar(gained, lost) < SIGNIFICANT else FEATURES
+    if how.layer != "measure":
+        return how.layer
+    others: tuple[Layer, ...] = (BOTH, HEAD)
+    winners = [layer for layer in others if _better(validation.right[layer], validation.right[FEATURES])]
+    return max(winners, key=lambda layer: int(validation.right[layer].sum()), default=FEATURES)
+
+
+def _better(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
+    gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
+    return gained > lost and mcnemar(gained, lost) < SIGNIFICANT

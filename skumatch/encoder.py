@@ -50,8 +50,8 @@ def open_encoder(model: Path | str | ModelSource, device: str = "auto") -> Torch
     if folder.is_dir():
         from skumatch.model import open_bundle
 
-        tower, head, spec = open_bundle(folder).load()
-        return TorchEncoder(tower, head, device, spec)
+        tower, served, spec = open_bundle(folder).load()
+        return TorchEncoder(tower, served, device, spec)
     if isinstance(model, Path) or ":" not in model:
         raise ModelError(f"model folder {model} does not exist", "give a folder that `skumatch finetune` wrote")
     return TorchEncoder(build(ModelSource(model)), device=device)

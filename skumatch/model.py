@@ -17,15 +17,15 @@ from skumatch.errors import ArtefactError, ModelError
 from skumatch.spec import Spec, preprocess_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from skumatch.runtime.served import Served
     from skumatch.towers.base import Tower
 
 MANIFEST = "model.json"
 WEIGHTS = "weights.safetensors"
 SKUS = "skus.json"
 FORMAT = 1
-_HEAD = "skumatch_head."
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,18 @@ class Bundle:
         found = json.loads(data) if data is not None else {"trained": [], "held_out": []}
         return frozenset(found["trained"]), frozenset(found["held_out"])
 
-    def load(self) -> tuple[Tower, nn.Linear | None, Spec]:
-        """Return (tower with the saved weights, served head or None, spec). Raises ModelError."""
-        from torch import nn
-
+    def load(self) -> tuple[Tower, Served, Spec]:
+        """Return (tower with the saved weights, what is served on top, spec). Raises ModelError."""
+        from skumatch.runtime.served import Served
         from skumatch.towers.base import LoadReport, image_keys, load_state
         from skumatch.towers.build import rebuild
 
         tower = rebuild(self.document["architecture"], self.folder)
         state = load_state(self.folder / WEIGHTS)
-        head = None
-        if self.spec.layer == "head":
-            weight = state.pop(f"{_HEAD}weight")
-            head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-            head.weight.data.copy_(weight)
+        try:
+            served = Served.restore(self.document.get("serve", {"layer": self.spec.layer}), state)
+        except (KeyError, ValueError, TypeError) as error:
+            raise ModelError(f"{self.folder} lacks {error} of what it serves", "train or export it again") from error
         needed = set(tower.model.state_dict()) if self.document["text"] else image_keys(tower.model, tower.image)
         lacking = sorted(needed - set(state))
         if lacking:
@@ -69,7 +67,7 @@ class Bundle:
         tower.report = LoadReport(str(self.folder))
         if not self.document["text"]:
             tower.text = None
-        return tower, head, self.spec
+        return tower, served, self.spec
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,9 @@ class Contents:
 
 
 def save_bundle(
-    store: Path, tower: Tower, head: nn.Linear | None, spec: Spec, contents: Contents, make_current: bool = True
+    store: Path, tower: Tower, served: Served | None, spec: Spec, contents: Contents, make_current: bool = True
 ) -> Path:
-    """Publish ``contents`` and the head as the next version in ``store``.
+    """Publish ``contents`` and what is served (None: the features) as the next version in ``store``.
 
     Returns the version's folder, which becomes the store's current one unless ``make_current`` is false. Raises
     ArtefactError when the disk refuses; the store is then as it was.
@@ -93,9 +91,8 @@ def save_bundle(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in contents.tensors.items()}
-    if head is not None:
-        state[f"{_HEAD}weight"] = head.weight.detach().cpu().contiguous()
+    more = served.tensors() if served else {}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in (*contents.tensors.items(), *more.items())}
     final = store / artefact.next_version(store)
     with artefact.staged(store, final.name) as stage:
         try:
@@ -112,6 +109,7 @@ def save_bundle(
             "spec": spec.to_json(),
             "architecture": tower.architecture,
             "text": tower.text is not None,
+            "serve": served.settings() if served else {"layer": "features"},
             **finite(contents.facts),
         }
         artefact.seal(stage.folder, MANIFEST, document)

@@ -6,6 +6,7 @@ Scaling to mean and std happens inside the network. It knows nothing about files
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 
@@ -14,36 +15,45 @@ import torch
 from torch import Tensor, nn
 
 from skumatch.errors import DeviceError, ModelError
+from skumatch.runtime.guard import beside, twin_of
+from skumatch.runtime.served import BOTH, Served
 from skumatch.spec import Pixels, Preprocess, Spec, Vectors, spec_digest
 from skumatch.towers.base import Tower
 
-FEATURES = "features"
-HEAD = "head"
-
 
 class Network(nn.Module):
-    """Image tower, optionally the trained head on top, and L2 normalisation."""
+    """Image tower, what is served on top of its features, and the untouched tower beside it where there is a guard."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, image: nn.Module, how: Preprocess, head: nn.Linear | None = None) -> None:
+    def __init__(self, image: nn.Module, how: Preprocess, served: Served | None = None) -> None:
         super().__init__()
         self.image = image
-        self.head = head
+        self.served = served or Served()
+        guard = self.served.guard
+        self.twin = None if guard is None else twin_of(image, guard, how.size)
         self.register_buffer("mean", torch.tensor(how.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(how.std).view(1, 3, 1, 1) * 255, persistent=False)
 
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """Scale (N, 3, S, S) pixels in 0..255, uint8 or float, to the encoder's mean and std."""
+        return (pixels.to(self.mean.dtype) - self.mean) / self.std
+
     def features(self, pixels: Tensor) -> Tensor:
         """Map (N, 3, S, S) pixels in 0..255, uint8 or float, to the tower's (N, D) features, not normalised."""
-        result: Tensor = self.image((pixels.to(self.mean.dtype) - self.mean) / self.std)
+        result: Tensor = self.image(self.scaled(pixels))
         return result
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (N, 3, S, S) pixels to float32 (N, D) rows of unit length."""
-        features = self.features(pixels)
-        served = features if self.head is None else self.head(features)
-        return nn.functional.normalize(served.float(), dim=1)
+        guard = self.served.guard
+        if guard is None or self.twin is None:
+            vectors: Tensor = self.served(self.features(pixels))
+            return vectors
+        tuned, untouched = self.twin(self.scaled(pixels))
+        before = nn.functional.normalize(untouched.float(), dim=1)
+        return beside(before, self.served(tuned), guard(before))
 
 
 def tensors_digest(modules: Sequence[nn.Module | None]) -> str:
@@ -57,10 +67,13 @@ def tensors_digest(modules: Sequence[nn.Module | None]) -> str:
     return total.hexdigest()
 
 
-def make_spec(tower: Tower, head: nn.Linear | None = None) -> Spec:
-    """Return the Spec of ``tower`` serving its features, or its head where one is given."""
-    layer = FEATURES if head is None else HEAD
-    digest = spec_digest(tower.preprocess, tower.architecture, layer, tensors_digest([tower.image, head]))
+def make_spec(tower: Tower, served: Served | None = None) -> Spec:
+    """Return the Spec of ``tower`` serving ``served`` (None: its features).
+
+    The digest covers all that changes an answer: tower, head, how both are weighted, whitening and guard.
+    """
+    served = served or Served()
+    digest = spec_digest(tower.preprocess, tower.architecture, served.name, _weights_digest(tower, served))
     how = tower.preprocess
     return Spec(
         size=how.size,
@@ -70,10 +83,21 @@ def make_spec(tower: Tower, head: nn.Linear | None = None) -> Spec:
         crop_pct=how.crop_pct,
         interpolation=how.interpolation,
         name=tower.name,
-        dim=tower.dim if head is None else head.out_features,
-        layer=layer,
+        dim=served.dim(tower.dim),
+        layer=served.name,
         digest=digest,
     )
+
+
+def _weights_digest(tower: Tower, served: Served) -> str:
+    """Return one digest over the tensors; models that serve plain features or head keep the one they always had."""
+    found = tensors_digest([tower.image, served.head])
+    beyond = {name: t for name, t in served.tensors().items() if not name.startswith("skumatch_head.")}
+    if not beyond and served.layer != BOTH:
+        return found
+    more = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(t, False) for name, t in beyond.items()})
+    settings = json.dumps(served.settings(), sort_keys=True)
+    return hashlib.sha256(f"{found}|{tensors_digest([more])}|{settings}".encode()).hexdigest()
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -99,13 +123,13 @@ def memory_format(image: nn.Module) -> torch.memory_format:
 class TorchEncoder:
     """An Encoder (and TextEncoder where the model has a text tower) run by torch."""
 
-    def __init__(self, tower: Tower, head: nn.Linear | None = None, device: str = "auto", spec: Spec | None = None):
-        self.spec = spec or make_spec(tower, head)
+    def __init__(self, tower: Tower, served: Served | None = None, device: str = "auto", spec: Spec | None = None):
+        self.spec = spec or make_spec(tower, served)
         self.tower = tower
         self.device = pick_device(device)
         self.format = memory_format(tower.image)
         tower.model.eval().to(self.device)
-        self.network = Network(tower.image, self.spec, head).eval()
+        self.network = Network(tower.image, self.spec, served).eval()
         self.network.to(device=self.device, memory_format=self.format)  # type: ignore[call-overload]
 
     def encode(self, pixels: Pixels) -> Vectors:
