@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from ablate_shop import Shop, Trained, nearest, percent
+
 from skumatch.dataset import Row
 from skumatch.finetune.recipe import load_recipe
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablate_shop import Hits, Shop, as_split, nearest, percent
+from ablate_shop import Hits, Shop, nearest, percent
+
 from skumatch.dataset import Row
 from skumatch.finetune.recipe import Recipe, load_recipe
-from skumatch.towers.build import ModelSource
 
 FOLDS = (1, 2)  # two of the four; the seed is the fold's number
 BASE: dict[str, Any] = {
@@ -58,14 +58,20 @@ def measure(shop: Shop, rung: Callable[[str, Callable[[], Any]], Any]) -> dict[s
     """Run every variant that is not finished and return top-1 with intervals, pooled over the folds."""
     names = list(VARIANTS)[:1] if shop.quick else list(VARIANTS)
     folds = FOLDS[:1] if shop.quick else FOLDS
-    found = {"untouched": [rung(f"grid-untouched-{fold}", lambda fold=fold: tested(shop, None, fold)) for fold in folds]}
+    found = {
+        "untouched": [rung(f"grid-untouched-{fold}", lambda fold=fold: tested(shop, None, fold)) for fold in folds]
+    }
     for name in names:
-        found[name] = [rung(f"grid-{name}-{fold}", lambda fold=fold, name=name: one(shop, name, fold)) for fold in folds]
+        found[name] = [
+            rung(f"grid-{name}-{fold}", lambda fold=fold, name=name: one(shop, name, fold)) for fold in folds
+        ]
         if name == MIXED:
             for alpha in ALPHAS:
                 runs = [rung(f"grid-mix-{alpha}-{fold}", lambda f=fold, a=alpha: mixed(shop, f, a)) for fold in folds]
                 found[f"{name}, WiSE-FT {alpha}"] = runs
-    return {name: {place: percent([_hits(run[place]) for run in runs]) for place in runs[0]} for name, runs in found.items()}
+    return {
+        name: {place: percent([_hits(run[place]) for run in runs]) for place in runs[0]} for name, runs in found.items()
+    }
 
 
 def _hits(run: dict[str, list[float]]) -> Hits:
@@ -77,7 +83,11 @@ def one(shop: Shop, name: str, fold: int) -> dict[str, Any]:
     changes = dict(VARIANTS[name])
     resize = changes.pop("resize", None)
     source = replace(shop.source, resize=resize)
-    return tested(shop, shop.train(f"grid/{name}-{fold}", recipe_of(changes, fold, shop.quick), _rows(shop, fold)[0], source).store, fold)
+    return tested(
+        shop,
+        shop.train(f"grid/{name}-{fold}", recipe_of(changes, fold, shop.quick), _rows(shop, fold)[0], source).store,
+        fold,
+    )
 
 
 def recipe_of(changes: dict[str, Any], seed: int, quick: bool) -> Recipe:
@@ -101,7 +111,9 @@ def tested(shop: Shop, model: Path | None, fold: int) -> dict[str, Any]:
     sides = {"packaged": ([row for row in seen if row.split == "train"], queries)}
     fruit = shop.rows("train", False)[::3]
     number = shop.folds(fruit)
-    sides["fruit"] = tuple([r for r, n in zip(fruit, number, strict=True) if (n == fold) == own] for own in (False, True))
+    sides["fruit"] = tuple(
+        [r for r, n in zip(fruit, number, strict=True) if (n == fold) == own] for own in (False, True)
+    )
     sides["clothes"] = tuple([row for row in shop.chosen_clothes if row.split == side] for side in ("train", "test"))
     found = {}
     for name, (gallery, asked) in sides.items():

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from skumatch.dataset import Dataset, Row
 from skumatch.embed import Pipeline
 from skumatch.encoder import open_encoder

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate_shop import nearest, percent
+
 from skumatch.dataset import Dataset, Row
 from skumatch.embed import Pipeline
 from skumatch.encoder import open_encoder

@@ -42,7 +42,7 @@ def finetune(
 
     Ctrl-C publishes what there is; --resume goes on from there.
     """
-    asked = {"name": recipe, "epochs": epochs, "mode": mode, "seed": seed, "hold_out": hold_out}
+    asked: dict[str, Any] = {"name": recipe, "epochs": epochs, "mode": mode, "seed": seed, "hold_out": hold_out}
     asked["schedule"] = None if size is None else {"sizes": str(size)}
     job = _job(asked, where or [], out, device)
     if preview is not None:

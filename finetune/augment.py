@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from skumatch.finetune.recipe import Augment
+from skumatch.finetune.parts import Augment
 
-DRAWS = 32
+DRAWS = 64
 JPEG_DRAW, JPEG_QUALITY_DRAW = 30, 31
 Draws = NDArray[np.float64]
 
 
 def draws(seed: int, epoch: int, positions: NDArray[np.int64]) -> Draws:
-    """Return uniform numbers (N, 32) in [0, 1) for the pictures at ``positions``."""
+    """Return uniform numbers (N, 64) in [0, 1) for the pictures at ``positions``."""
     return np.stack([np.random.default_rng((seed, epoch, int(i), 2)).random(DRAWS) for i in positions])
 
 
 def jpeg_quality(draw: Draws, how: Augment) -> int | None:
-    """Return the JPEG quality for one picture's (32,) draws, None where it stays as it is."""
+    """Return the JPEG quality for one picture's (64,) draws, None where it stays as it is."""
     if draw[JPEG_DRAW] >= how.jpeg:
         return None
     return int(25 + 65 * draw[JPEG_QUALITY_DRAW])
@@ -36,7 +36,7 @@ def jpeg_quality(draw: Draws, how: Augment) -> int | None:
 def augment(canvas: Tensor, aspect: Tensor, u: Tensor, size: int, how: Augment) -> Tensor:
     """Return float32 (N, 3, size, size) in 0..255 from uint8 (N, 3, R, R) canvases.
 
-    ``aspect`` float (N,): width / height before the picture was squashed to the canvas. ``u`` float (N, 32) draws.
+    ``aspect`` float (N,): width / height before the picture was squashed to the canvas. ``u`` float (N, 64) draws.
     """
     warped = F.grid_sample(
         canvas.float(), warp_grid(aspect, u, size, how), mode="bilinear", padding_mode="reflection", align_corners=False

@@ -163,7 +163,7 @@ class Canvases:
 
 @dataclass(frozen=True)
 class Batch:
-    """Canvases uint8 (N, 3, R, R), aspects float64 (N,), draws float64 (N, 32) and labels int64 (N,)."""
+    """Canvases uint8 (N, 3, R, R), aspects float64 (N,), draws float64 (N, 64) and labels int64 (N,)."""
 
     canvases: Tensor
     aspects: Tensor

@@ -5,28 +5,31 @@ Knows nothing about folders. Nothing here looks at the split ``test``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from skumatch import images
-from skumatch.dataset import Row
 from skumatch.embed import ordered_batches
 from skumatch.errors import ImageError
+from skumatch.eval.views import Views, embed_rows
 from skumatch.finetune.after import Candidate, Measured, candidates, choose, record
+from skumatch.finetune.guarding import fit_guard, remember
 from skumatch.finetune.lora import merge_lora
 from skumatch.finetune.norms import has_batch_norm, reestimate
 from skumatch.finetune.trainer import Trainer
-from skumatch.finetune.validate import LAYERS, Validation, choose_layer
+from skumatch.finetune.validate import BLOCK, LAYERS, Validation, choose_layer
 from skumatch.finetune.whiten import fit_pca
-from skumatch.runtime.served import FEATURES, Served
-from skumatch.runtime.torch import Network
-from skumatch.spec import Vectors
+from skumatch.runtime.guard import Guard
+from skumatch.runtime.served import FEATURES, Layer, Served
+from skumatch.runtime.torch import Network, TorchEncoder
 
 WHITEN_ON = 20_000  # training pictures at most that PCA is fitted on
+GUARD_ON = 20_000  # validation gallery pictures at most that the guard is fitted on
 
 
 @dataclass(frozen=True)
@@ -48,30 +51,48 @@ def finish(trainer: Trainer, complete: bool) -> Finished:
     compete on validation; else the newest averaged weights stand. The trained network is left holding the result.
     """
     state = trainer.state
-    untouched, tried = None, []
+    tried: list[dict[str, Any]] = []
     if complete:
         state.take_best()
     image: nn.Module = state.average["image"]
     merge_lora(image)
     merge_lora(state.image)
+    untouched, guard = _untouched(trainer)
     if complete:
-        untouched = _untouched(trainer)
         tried = _try_mixes(trainer)
     validation = trainer.validate(image, trainer.split.gallery, trainer.split.queries)
     layer = choose_layer(state.recipe.serve, validation)
     state.image.load_state_dict(image.state_dict())
     why = reason(state.recipe.serve.layer, layer, validation)
-    return Finished(_served(trainer, layer), why, validation, untouched, tuple(tried))
+    return Finished(_served(trainer, layer, guard), why, validation, untouched, tuple(tried))
 
 
-def _untouched(trainer: Trainer) -> float | None:
-    """Return the untouched encoder's validation top-1, and leave the averaged weights as they are."""
-    image: nn.Module = trainer.state.average["image"]
+def _untouched(trainer: Trainer) -> tuple[float | None, Guard | None]:
+    """Return the untouched encoder's validation top-1, and the guard where the recipe asks for one.
+
+    The averaged weights are left as they are.
+    """
+    state, split = trainer.state, trainer.split
+    image: nn.Module = state.average["image"]
     kept = {name: tensor.clone() for name, tensor in image.state_dict().items()}
-    image.load_state_dict(trainer.state.untouched)
-    found = trainer.validate(image, trainer.split.gallery, trainer.split.queries).top1[FEATURES]
+    image.load_state_dict(state.untouched)
+    encoder = TorchEncoder(replace(trainer.tower, image=image, model=image), None, str(state.device), trainer.spec)
+    views, _ = embed_rows(split.gallery, encoder, trainer.pipeline)
+    queries, _ = embed_rows(split.queries, encoder, trainer.pipeline)
     image.load_state_dict(kept)
-    return found
+    top1 = _top1(views, queries)
+    if not state.recipe.serve.guard or not len(views):
+        return top1, None
+    some = views.take(np.unique(np.linspace(0, len(views) - 1, min(GUARD_ON, len(views))).round().astype(np.int64)))
+    return top1, fit_guard(some.vectors, some.codes, state.recipe.seed)
+
+
+def _top1(views: Views, queries: Views) -> float | None:
+    if not len(views) or not len(queries):
+        return None
+    blocks = np.array_split(queries.vectors, -(-len(queries) // BLOCK))
+    best = np.concatenate([(block @ views.vectors.T).argmax(1) for block in blocks])
+    return float(np.mean([views.rows[int(b)].sku == row.sku for b, row in zip(best, queries.rows, strict=True)]))
 
 
 def _try_mixes(trainer: Trainer) -> list[dict[str, Any]]:
@@ -123,21 +144,22 @@ def _clean(trainer: Trainer, count: int) -> Iterator[Tensor]:
             yield (batch - network.mean) / network.std
 
 
-def _served(trainer: Trainer, layer: str) -> Served:
-    """Return the layer that answers, whitened where the recipe asks for it."""
-    how, head = trainer.state.recipe.serve, trainer.state.average["head"]
-    plain = Served(layer, None if layer == FEATURES else head, how.weight)  # type: ignore[arg-type]
+def _served(trainer: Trainer, layer: Layer, guard: Guard | None) -> Served:
+    """Return what answers: the layer, whitened and guarded where the recipe asks for it."""
+    state, how = trainer.state, trainer.state.recipe.serve
+    head: nn.Linear | None = None if layer == FEATURES else state.average["head"]  # type: ignore[assignment]
+    if guard is not None:
+        guard = remember(guard, state.image, state.untouched)
     if not how.pca:
-        return plain
-    vectors = _vectors(trainer, plain)
-    return Served(layer, plain.head, how.weight, fit_pca(vectors, how.pca))  # type: ignore[arg-type]
+        return Served(layer, head, how.weight, None, guard)
+    rows = trainer.split.train
+    places = np.unique(np.linspace(0, len(rows) - 1, min(WHITEN_ON, len(rows))).round().astype(np.int64))
+    encoder = TorchEncoder(trainer.tower, Served(layer, head, how.weight), str(state.device))
+    views, _ = embed_rows([rows[int(place)] for place in places], encoder, trainer.pipeline)
+    return Served(layer, head, how.weight, fit_pca(views.vectors, how.pca), guard)
 
 
-def _vectors(trainer: Trainer, served: Served) -> Vectors:
-    raise NotImplementedError
-
-
-def reason(asked: str, layer: str, validation: Validation) -> str:
+def reason(asked: str, layer: Layer, validation: Validation) -> str:
     """Return in one line why ``layer`` is served."""
     if asked != "measure":
         return f"the recipe asks for {asked}"

@@ -5,10 +5,14 @@ Only vectors of the untouched encoder count here. Knows nothing about networks o
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from skumatch.finetune.params import block_of
 from skumatch.runtime.guard import Guard
 from skumatch.spec import Ids, Vectors
 
@@ -24,14 +28,39 @@ def fit_guard(vectors: Vectors, labels: Ids, seed: int) -> Guard:
 
     The threshold comes from SKUs that the centres do not know: a fifth of the SKUs is left out in turn and its
     pictures' cosines with the nearest centre of the others are gathered. Below their 1 % quantile, by 0.4 of its
-    distance from their median, lies the threshold: new SKUs of the same kind of shop are let through, other things are not.
-    ``labels`` int64 (N,). N must be at least 1.
+    distance from their median, lies the threshold: new SKUs of the same kind of shop are let through, other things
+    are not. ``labels`` int64 (N,). N must be at least 1.
     """
-    left_out = np.concatenate(list(_left_out(vectors, labels, seed)))
+    left_out = np.concatenate(_left_out(vectors, labels, seed))
     low, middle = np.percentile(left_out, [TAIL, 50])
     spread = max(float(middle - low), 1e-3)
     centres = torch.from_numpy(spherical_kmeans(vectors, CENTRES, seed))
     return Guard(centres, float(low) - SLACK * spread, WIDTH * spread)
+
+
+def remember(guard: Guard, image: nn.Module, untouched: Mapping[str, Tensor]) -> Guard:
+    """Return ``guard`` with what training changed: the tensors of ``untouched`` that ``image`` has otherwise, and the
+    blocks in front of the first that changed."""
+    state = image.state_dict()
+    differing = {
+        name: tensor
+        for name, tensor in untouched.items()
+        if tensor.is_floating_point() and not torch.equal(tensor, state[name].cpu())
+    }
+    return Guard(guard.centres, guard.threshold, guard.softness, differing, shared_blocks(image, differing))
+
+
+def shared_blocks(image: nn.Module, differing: Collection[str]) -> tuple[str, ...]:
+    """Return the blocks of ``image`` in front of the first with a tensor in ``differing``, and that one; empty where
+    no block is shared or something in front of it changed."""
+    names = list(image.state_dict())
+    blocks = list(dict.fromkeys(block for name in names if (block := block_of(name)) is not None))
+    changed = {block_of(name) for name in differing}
+    first = next((number for number, block in enumerate(blocks) if block in changed), 0)
+    before = names[: names.index(next((n for n in names if block_of(n) == blocks[first]), names[0]))] if blocks else []
+    if not first or set(before) & set(differing):
+        return ()
+    return tuple(blocks[: first + 1])
 
 
 def _left_out(vectors: Vectors, labels: Ids, seed: int) -> list[NDArray[np.float32]]:

@@ -25,6 +25,12 @@ _PROJECTION = re.compile(r"(?:^|\.)proj$")  # CLIP's: declared before the blocks
 _PLAIN = re.compile(r"position|pos_embed|cls_token|class_embedding")
 
 
+def block_of(name: str) -> str | None:
+    """Return the name of the innermost block that the tensor ``name`` belongs to, None for stem and top."""
+    found = _BLOCK.search(name)
+    return name[: found.end(1)] if found else None
+
+
 def depths(image: nn.Module) -> dict[str, int]:
     """Return, per parameter name, 0 for the stem, then one more per block, and the highest for what follows them.
 
@@ -38,7 +44,7 @@ def depths(image: nn.Module) -> dict[str, int]:
 def _placed(image: nn.Module) -> tuple[dict[str, int], int]:
     """Return (depth per parameter name, number of blocks)."""
     names = [name for name, _ in image.named_parameters()]
-    blocks = {name: name[: found.end(1)] for name in names if (found := _BLOCK.search(name))}
+    blocks = {name: block for name in names if (block := block_of(name)) is not None}
     order = {block: depth for depth, block in enumerate(dict.fromkeys(blocks.values()), 1)}
     last = max((place for place, name in enumerate(names) if name in blocks), default=len(names))
     depth: dict[str, int] = {}

@@ -36,9 +36,10 @@ T = TypeVar("T")
 class Recipe:
     """A fine-tune in full.
 
-    Stage 1 trains the head alone for ``head_epochs``; stage 2 for ``epochs``, and at least ``min_steps`` steps, what ``mode`` says: the "head" alone, the
-    encoder's last layer too ("projection"), low-rank updates of every layer ("lora") or "full", all blocks but the
-    share ``freeze`` nearest to the input. ``batch_norm`` "frozen" keeps the statistics of the untouched encoder.
+    Stage 1 trains the head alone for ``head_epochs``; stage 2 for ``epochs``, and at least ``min_steps`` steps, what
+    ``mode`` says: the "head" alone, the encoder's last layer too ("projection"), low-rank updates of every layer
+    ("lora") or "full", all blocks but the share ``freeze`` nearest to the input. ``batch_norm`` "frozen" keeps the
+    statistics of the untouched encoder.
     ``embedding``: width of the head. ``lr_conv`` and ``lr_transformer``: learning rate of the last block of a
     convolution net or a transformer, falling by ``layer_decay`` per block towards the input. ``ema``: decay of the
     averaged weights, which are what is validated and published. ``val_views``: reference views per SKU when

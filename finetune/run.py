@@ -29,7 +29,7 @@ from skumatch.finetune.data import Split, split_rows
 from skumatch.finetune.finish import finish
 from skumatch.finetune.objectives.base import Setting
 from skumatch.finetune.recipe import Recipe, recipe_from
-from skumatch.finetune.sampler import Lookalikes, load_lookalikes
+from skumatch.finetune.sampler import Lookalikes, load_lookalikes, steps_of
 from skumatch.finetune.schedule import Schedule
 from skumatch.finetune.state import TrainState, write_history
 from skumatch.finetune.trainer import Reporter, Silent, Trainer, labels_of, never
@@ -92,16 +92,16 @@ def finetune(
     alike = load_lookalikes(job.lookalikes, split.skus, job.recipe) if job.lookalikes else Lookalikes()
     tower = build(replace(job.source, seed=job.recipe.seed))
     spec = make_spec(tower, Served())
-    Schedule(job.recipe, 1).size(
-        0, spec.size, tower.resizable, tower.patch
-    )  # refuse an impossible size before anything starts
+    Schedule(job.recipe, 1).size(0, spec.size, tower.resizable, tower.patch)  # refused before anything starts
     start = _start_facts(job, split, spec)
     if folder is not None:
         _require_same(folder, start)
     else:
         folder = _new_run(job.out, start)
-    counts = np.bincount(labels_of(split), minlength=len(split.skus))
-    state = TrainState(Setting(job.recipe, counts, titles_of(split), tower, pick_device(job.device)))
+    labels = labels_of(split)
+    recipe = job.recipe.lengthened(steps_of(len(labels), job.recipe.batch))
+    counts = np.bincount(labels, minlength=len(split.skus))
+    state = TrainState(Setting(recipe, counts, titles_of(split), tower, pick_device(job.device)))
     state.restore(folder / "checkpoints")
     trainer = Trainer(tower, spec, split, state, job.pipeline, reporter or Silent(), should_stop, alike)
 

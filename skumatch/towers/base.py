@@ -52,7 +52,8 @@ class Tower:
     """An encoder as a library gives it.
 
     ``image`` maps normalised float32 (N, 3, S, S) to (N, dim) and shares its parameters with ``model``, which is
-    what gets saved. ``architecture`` rebuilds ``model`` without any hub. ``resizable``: takes any S, not only its own.
+    what gets saved. ``architecture`` rebuilds ``model`` without any hub. ``resizable``: takes any S that is a multiple
+    of ``patch`` pixels, not only its own.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Tower:
     dim: int
     resizable: bool
     text: TextTower | None = None
+    patch: int = 32
     report: LoadReport = field(default_factory=lambda: LoadReport("random initialisation"))
 
 
