@@ -52,7 +52,9 @@ def kept(file: Path, run: Callable[[], Any]) -> Any:
 
 def tables(found: dict[str, Any]) -> None:
     """Print every figure."""
-    print(f"\n{'trained on':22} {'all 81':>7} {'packaged':>9} {'catalogue':>10} {'fruit':>7} {'clothes':>8} {'seconds':>8}")
+    print(
+        f"\n{'trained on':22} {'all 81':>7} {'packaged':>9} {'catalogue':>10} {'fruit':>7} {'clothes':>8} {'seconds':>8}"
+    )
     groups = {"nothing (untouched)": [found["bars"]["untouched"]]}
     groups |= {name: found["bars"][name] for name in ("all", "packaged only", "fruit only") if name in found["bars"]}
     for name, runs in groups.items():

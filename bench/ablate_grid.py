@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ablate_shop import Hits, Shop, nearest, percent
 
 from skumatch.dataset import Row
+from skumatch.finetune.after import mix
+from skumatch.finetune.norms import reestimate
 from skumatch.finetune.recipe import Recipe, load_recipe
+from skumatch.images import load_pixels
+from skumatch.model import open_bundle
+from skumatch.runtime.torch import Network, TorchEncoder
+from skumatch.towers.build import build
 
 FOLDS = (1, 2)  # two of the four; the seed is the fold's number
 BASE: dict[str, Any] = {
@@ -24,6 +31,8 @@ BASE: dict[str, Any] = {
     "serve": {"layer": "features", "guard": False},
     "after": {"wise_ft": [], "soup": 0},
     "val_views": 2,
+    "min_steps": 0,
+    "freeze": 0.6,
 }
 SOFTMAX = {"arcface": 0.0, "softmax": 1.0, "retain": 0.0}
 PLAIN = {"retain": 0.0}
@@ -51,43 +60,51 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "retain 10, pad": {"objectives": {"retain": 10.0}, "resize": "pad"},
 }
 ALPHAS = (0.25, 0.5, 0.75)
+REESTIMATE = 512  # pictures that batch statistics are estimated on
 MIXED = "retain 10"  # the variant whose weights are mixed with the untouched ones
 
 
 def measure(shop: Shop, rung: Callable[[str, Callable[[], Any]], Any]) -> dict[str, Any]:
     """Run every variant that is not finished and return top-1 with intervals, pooled over the folds."""
     names = list(VARIANTS)[:1] if shop.quick else list(VARIANTS)
-    folds = FOLDS[:1] if shop.quick else FOLDS
-    found = {
-        "untouched": [rung(f"grid-untouched-{fold}", lambda fold=fold: tested(shop, None, fold)) for fold in folds]
-    }
+    runs = {"untouched": _folds(shop, rung, "untouched", lambda fold: tested(shop, None, fold))}
     for name in names:
-        found[name] = [
-            rung(f"grid-{name}-{fold}", lambda fold=fold, name=name: one(shop, name, fold)) for fold in folds
-        ]
-        if name == MIXED:
-            for alpha in ALPHAS:
-                runs = [rung(f"grid-mix-{alpha}-{fold}", lambda f=fold, a=alpha: mixed(shop, f, a)) for fold in folds]
-                found[f"{name}, WiSE-FT {alpha}"] = runs
+        runs[name] = _folds(shop, rung, name, lambda fold, name=name: tested(shop, trained(shop, name, fold), fold))
+    for alpha in () if shop.quick else ALPHAS:
+        name = f"{MIXED}, WiSE-FT {alpha}"
+        runs[name] = _folds(shop, rung, name, lambda fold, alpha=alpha: tested(shop, mixed(shop, fold, alpha), fold))
     return {
-        name: {place: percent([_hits(run[place]) for run in runs]) for place in runs[0]} for name, runs in found.items()
+        name: {place: percent([_hits(run[place]) for run in found]) for place in found[0]}
+        for name, found in runs.items()
     }
+
+
+def _folds(shop: Shop, rung: Any, name: str, run: Callable[[int], Any]) -> list[Any]:
+    folds = FOLDS[:1] if shop.quick else FOLDS
+    return [rung(f"grid-{name}-{fold}", lambda fold=fold: run(fold)) for fold in folds]
 
 
 def _hits(run: dict[str, list[float]]) -> Hits:
     return np.array(run["right"]), np.array(run["skus"], np.int64)
 
 
-def one(shop: Shop, name: str, fold: int) -> dict[str, Any]:
-    """Fine-tune one variant without one fold and measure it there."""
+def trained(shop: Shop, name: str, fold: int) -> Path:
+    """Fine-tune one variant without one fold."""
     changes = dict(VARIANTS[name])
-    resize = changes.pop("resize", None)
-    source = replace(shop.source, resize=resize)
-    return tested(
-        shop,
-        shop.train(f"grid/{name}-{fold}", recipe_of(changes, fold, shop.quick), _rows(shop, fold)[0], source).store,
-        fold,
-    )
+    source = replace(shop.source, resize=changes.pop("resize", None))
+    return shop.train(f"grid/{name}-{fold}", recipe_of(changes, fold, shop.quick), _rows(shop, fold)[0], source).store
+
+
+def mixed(shop: Shop, fold: int, alpha: float) -> TorchEncoder:
+    """Return the encoder ``alpha`` of the way from the untouched to the trained weights, batch statistics anew."""
+    tower, _, _ = open_bundle(trained(shop, MIXED, fold)).load()
+    before = build(shop.source)
+    tower.image.load_state_dict(mix(before.image.state_dict(), tower.image.state_dict(), alpha))
+    network, rows = Network(tower.image, tower.preprocess), _rows(shop, fold)[0]
+    pixels = [load_pixels(row.path, tower.preprocess) for row in rows[:: max(1, len(rows) // REESTIMATE)]]
+    batches = [np.stack(pixels[start : start + 32]) for start in range(0, len(pixels) - 1, 32)]
+    reestimate(tower.image, (network.scaled(torch.from_numpy(batch)) for batch in batches))
+    return TorchEncoder(tower, None, "cpu")
 
 
 def recipe_of(changes: dict[str, Any], seed: int, quick: bool) -> Recipe:
@@ -105,25 +122,22 @@ def _rows(shop: Shop, fold: int) -> tuple[list[Row], list[Row]]:
     return seen + shop.rows("val", True), [row for row, number in zip(rows, folds, strict=True) if number == fold]
 
 
-def tested(shop: Shop, model: Path | None, fold: int) -> dict[str, Any]:
+def tested(shop: Shop, model: Path | TorchEncoder | None, fold: int) -> dict[str, Any]:
     """Return right or wrong per query for packages (the fold left out), fruit and clothes."""
     seen, queries = _rows(shop, fold)
-    sides = {"packaged": ([row for row in seen if row.split == "train"], queries)}
     fruit = shop.rows("train", False)[::3]
-    number = shop.folds(fruit)
-    sides["fruit"] = tuple(
-        [r for r, n in zip(fruit, number, strict=True) if (n == fold) == own] for own in (False, True)
-    )
-    sides["clothes"] = tuple([row for row in shop.chosen_clothes if row.split == side] for side in ("train", "test"))
+    own = shop.folds(fruit) == fold
+    sides = {
+        "packaged": ([row for row in seen if row.split == "train"], queries),
+        "fruit": (
+            [r for r, out in zip(fruit, own, strict=True) if not out],
+            [r for r, out in zip(fruit, own, strict=True) if out],
+        ),
+        "clothes": tuple([row for row in shop.chosen_clothes if row.split == side] for side in ("train", "test")),
+    }
     found = {}
     for name, (gallery, asked) in sides.items():
         known = {row.sku for row in gallery}
         right, skus = nearest(shop.vectors(model, gallery), shop.vectors(model, [r for r in asked if r.sku in known]))
         found[name] = {"right": right.tolist(), "skus": skus.tolist()}
     return found
-
-
-def mixed(shop: Shop, fold: int, alpha: float) -> dict[str, Any]:
-    """Measure the way from the untouched to the trained weights, with batch statistics estimated anew."""
-    changes = {**VARIANTS[MIXED], "after": {"wise_ft": [alpha], "forced": True}}
-    raise NotImplementedError

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from skumatch.finetune.recipe import Recipe
 from skumatch.finetune.run import Job, finetune
 from skumatch.readers import open_dataset
 from skumatch.readers_catalogue import catalogue_rows
+from skumatch.runtime.torch import TorchEncoder
 from skumatch.towers.build import ModelSource
 
 FOLDS = 4
@@ -61,17 +62,24 @@ class Shop:
     def clothes(self) -> list[Row]:
         """Photos of clothes: the type is the SKU; gallery and queries come from different senders.
 
-        A quarter of the senders each: two quarters were used to choose the guard's settings, these are the others.
+        A quarter of the senders each: the other two quarters were used to choose the guard's settings.
         """
+        return self._clothes(("", "", "train", "test"), 1)
+
+    @cached_property
+    def chosen_clothes(self) -> list[Row]:
+        """Every third photo of the senders that choices are made with."""
+        return self._clothes(("train", "test", "", ""), 3)
+
+    def _clothes(self, quarters: tuple[str, ...], step: int) -> list[Row]:
         folder = self.data / "clothing"
         with (folder / "images.csv").open(newline="") as file:
             lines = list(csv.DictReader(file))
-        quarters = ("", "", "train", "test")
         found = [
             Row(folder / "images" / f"{line['image']}.jpg", line["label"], quarters[_quarter(line["sender_id"])])
             for line in lines
         ]
-        return [row for row in found if row.split]
+        return [row for row in found if row.split][::step]
 
     def train(self, name: str, recipe: Recipe, rows: Sequence[Row], source: ModelSource | None = None) -> Trained:
         """Fine-tune on ``rows`` (splits train and val) unless that was done before."""
@@ -83,10 +91,11 @@ class Shop:
             seconds.write_text(json.dumps(time.perf_counter() - started))
         return Trained(out, float(json.loads(seconds.read_text())))
 
-    def vectors(self, model: Path | None, rows: Sequence[Row]) -> Views:
+    def vectors(self, model: Path | TorchEncoder | None, rows: Sequence[Row]) -> Views:
         """Embed ``rows`` with a model, or with the untouched encoder (None), whose vectors are kept."""
         if model is not None:
-            return embed_rows(rows, open_encoder(model, "cpu"), Pipeline())[0]
+            encoder = open_encoder(model, "cpu") if isinstance(model, Path) else model
+            return embed_rows(rows, encoder, Pipeline())[0]
         names = hashlib.sha256("\n".join(str(row.path) for row in rows).encode()).hexdigest()[:16]
         file = self.work / "untouched" / f"{names}.npy"
         if not file.exists():
@@ -148,8 +157,3 @@ def percent(parts: Sequence[Hits]) -> dict[str, float]:
     right, skus = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
     found = bootstrap(right, skus)
     return {"top1": 100 * found.value, "low": 100 * found.low, "high": 100 * found.high, "queries": len(right)}
-
-
-def as_split(rows: Sequence[Row], split: str) -> list[Row]:
-    """Return the rows with another split's name."""
-    return [replace(row, split=split) for row in rows]

@@ -11,6 +11,7 @@ from skumatch.finetune.recipe import Recipe
 
 LOWEST = 0.01  # of the peak, where a cosine ends
 PIXELS = 8  # sizes below are shares of the encoder's own
+GRID = 32  # the stride of most convolution nets, which shares are rounded to
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,16 @@ class Schedule:
         """
         how, first = self.recipe.schedule, self.recipe.head_epochs
         if self.head_only(epoch):
-            return _cosine(epoch * self.steps + step, first * self.steps, how.warmup)
+            return _cosine(epoch * self.steps + step, first * self.steps, self._warm(first * self.steps))
         done, total = (epoch - first) * self.steps + step, max(1, self.recipe.epochs * self.steps)
         if how.kind == "one-cycle":
             return _one_cycle(done, total, how.warmup)
         if how.kind == "restarts":
             return self._restarts(done, total)
-        return _cosine(done, total, how.warmup)
+        return _cosine(done, total, self._warm(total))
+
+    def _warm(self, steps: int) -> int:
+        return max(1, round(steps * self.recipe.schedule.warmup))
 
     def _restarts(self, done: int, total: int) -> float:
         """Return the factor within the running cycle; the first has the warm-up, the last ends with the training."""
@@ -50,7 +54,7 @@ class Schedule:
         while start + round(length) <= done:
             start, length = start + round(length), length * how.cycle_mult
         cycle = min(round(length), total - start)
-        return _cosine(done - start, cycle, how.warmup if start == 0 else 0.0)
+        return _cosine(done - start, cycle, self._warm(cycle) if start == 0 and how.warmup else 0)
 
     def ramp(self, epoch: int, step: int) -> float:
         """Return how far the margin has risen, 0..1: from 0 at the start of stage 2 to 1 at its middle."""
@@ -60,11 +64,12 @@ class Schedule:
         return min(1.0, done / max(1.0, 0.5 * self.recipe.epochs * self.steps))
 
     def size(self, epoch: int, full: int, resizable: bool, patch: int) -> int:
-        """Return the side of training pictures in ``epoch``, a multiple of ``patch`` pixels.
+        """Return the side of training pictures in ``epoch``, in pixels.
 
-        ``full``: the encoder's own size, which it keeps where it is not ``resizable``. The schedule's parts are spread
-        over stage 2; stage 1 has the first size. Raises ConfigError when the recipe asks an encoder that takes one
-        size only for another in pixels.
+        ``full``: the encoder's own size, which it keeps where it is not ``resizable``; ``patch``: what its sizes are
+        multiples of. The schedule's parts are spread over stage 2; stage 1 has the first size. Shares are rounded to
+        the patch, or to 32 pixels for networks that take any size. Raises ConfigError when the recipe asks for pixels
+        that the encoder cannot take.
         """
         steps = self.recipe.schedule.steps()
         if not resizable:
@@ -72,8 +77,12 @@ class Schedule:
                 raise ConfigError(f"this encoder takes {full} px only", "leave out --size")
             return full
         side = steps[self._part(epoch, [parts for _, parts in steps])][0]
-        pixels = side if side >= PIXELS else side * full
-        return max(patch, round(pixels / patch) * patch)
+        if side < PIXELS:
+            grid = patch if patch > 1 else GRID
+            return max(grid, round(side * full / grid) * grid)
+        if side % patch:
+            raise ConfigError(f"this encoder takes multiples of {patch} px, not {side:g}", "choose another size")
+        return round(side)
 
     def _part(self, epoch: int, parts: Sequence[float]) -> int:
         """Return which of ``parts``, spread over stage 2 in proportion, ``epoch`` falls into."""
@@ -82,8 +91,8 @@ class Schedule:
         return next((number for number, end in enumerate(ends) if place < end), len(parts) - 1)
 
 
-def _cosine(done: int, total: int, warmup: float) -> float:
-    warm = max(1, round(total * warmup)) if warmup else 0
+def _cosine(done: int, total: int, warm: int) -> float:
+    """Up in a line over ``warm`` steps, then half a cosine down to a hundredth."""
     if done < warm:
         return (done + 1) / warm
     return LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, total - warm)))

@@ -64,7 +64,7 @@ class Tower:
     dim: int
     resizable: bool
     text: TextTower | None = None
-    patch: int = 32
+    patch: int = 1
     report: LoadReport = field(default_factory=lambda: LoadReport("random initialisation"))
 
 

@@ -14,7 +14,8 @@ from skumatch.dataset import Dataset, Row
 from skumatch.errors import DataError
 from skumatch.finetune.augment import draws
 from skumatch.finetune.data import Batch, Canvases, Split, held_out_skus, split_rows
-from skumatch.finetune.recipe import Augment, Recipe
+from skumatch.finetune.parts import Augment
+from skumatch.finetune.recipe import Recipe
 from skumatch.readers import open_dataset
 from skumatch.spec import Ids
 
@@ -85,7 +86,7 @@ def shop(skus: int = 20) -> Dataset:
 
 
 @pytest.mark.parametrize("with_val", [True, False])
-def test_held_out_skus_appear_nowhere(with_val: bool) -> None:
+def test_held_out_skus_are_kept_apart(with_val: bool) -> None:
     data = shop()
     data = data if with_val else data.with_rows([row for row in data if row.split != "val"])
     split = split_rows(data, Recipe(hold_out=0.25))
@@ -94,6 +95,9 @@ def test_held_out_skus_appear_nowhere(with_val: bool) -> None:
         assert rows and not {row.sku for row in rows} & set(split.held_out)
     assert set(split.skus) == set(data.skus) - set(split.held_out)
     assert len(split.skus) == 15 and {row.split for row in split.queries} == {"val" if with_val else "train"}
+    for rows in (split.unseen_gallery, split.unseen_queries):
+        assert {row.sku for row in rows} == set(split.held_out)
+    assert not {row.path for row in split.unseen_gallery} & {row.path for row in split.unseen_queries}
 
 
 def test_nothing_is_held_out_unless_asked_for() -> None:

@@ -7,10 +7,11 @@ import threading
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from skumatch.runtime.guard import Guard, Twin, beside, twin_of
 from skumatch.towers.base import Tower
 from skumatch.towers.build import ModelSource, build
-from torch import Tensor, nn
 
 CONV, VIT, TINY = "timm:mobilenetv2_050", "timm:vit_tiny_patch16_224", "open_clip:skumatch-tiny-96"
 
@@ -28,7 +29,7 @@ def trained(image: nn.Module, prefix: str) -> tuple[nn.Module, dict[str, Tensor]
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if name.startswith(prefix):
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     before = image.state_dict()
     return tuned, {name: tensor.clone() for name, tensor in before.items() if name.startswith(prefix)}
 
@@ -44,7 +45,9 @@ def chain(image: nn.Module, name: str) -> tuple[str, ...]:
         every = [f"blocks.{i}.{j}" for i, stage in enumerate(stages) for j in range(len(stage))]  # type: ignore[arg-type]
         return tuple(every)
     inner = "transformer.resblocks" if name == TINY else "blocks"
-    prefix = next(n for n, m in image.named_modules() if n.endswith(inner) and isinstance(m, nn.ModuleList | nn.Sequential))
+    prefix = next(
+        n for n, m in image.named_modules() if n.endswith(inner) and isinstance(m, nn.ModuleList | nn.Sequential)
+    )
     return tuple(f"{prefix}.{i}" for i in range(len(image.get_submodule(prefix))))  # type: ignore[arg-type]
 
 

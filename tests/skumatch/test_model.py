@@ -28,6 +28,7 @@ from skumatch.model import (
     store_of,
     with_files,
 )
+from skumatch.runtime.served import Served
 from skumatch.runtime.torch import TorchEncoder, make_spec
 from skumatch.spec import Pixels
 from skumatch.towers.build import ModelSource, build
@@ -55,9 +56,9 @@ def pixels(size: int) -> Pixels:
     return np.random.default_rng(1).integers(0, 256, (2, 3, size, size), np.uint8)
 
 
-def save(store: Path, encoder: TorchEncoder, head: nn.Linear | None = None, note: str = "test") -> Path:
-    tower = encoder.tower
-    return save_bundle(store, tower, head, make_spec(tower, head), Contents({"note": note}, tower.model.state_dict()))
+def save(store: Path, encoder: TorchEncoder, served: Served | None = None, note: str = "test") -> Path:
+    tower, facts = encoder.tower, {"note": note}
+    return save_bundle(store, tower, served, make_spec(tower, served), Contents(facts, tower.model.state_dict()))
 
 
 def flip(path: Path, position: int) -> bytes:
@@ -107,14 +108,14 @@ def test_what_opens_is_what_was_saved(store: Path, conv: TorchEncoder) -> None:
     bundle = open_bundle(store)
     assert bundle.spec == conv.spec and bundle.document["note"] == "test"
     assert bundle.folder == store / "v000001" == open_bundle(store / "v000001").folder
-    tower, head, spec = bundle.load()
-    assert head is None and spec == conv.spec
+    tower, served, spec = bundle.load()
+    assert served.name == "features" and spec == conv.spec
     assert make_spec(tower) == conv.spec  # so a model made from this one gets a digest of its own weights
     assert tower.name == conv.tower.name and tower.text is None
 
 
 def test_the_head_is_served(tmp_path: Path, conv: TorchEncoder) -> None:
-    head = nn.Linear(conv.tower.dim, 5, bias=False)
+    head = Served("head", nn.Linear(conv.tower.dim, 5, bias=False))
     before = TorchEncoder(conv.tower, head, "cpu")
     save(tmp_path / "models", conv, head)
     after = open_encoder(tmp_path / "models", "cpu")

@@ -14,6 +14,7 @@ from torch import nn
 
 from skumatch.encoder import open_encoder
 from skumatch.errors import DeviceError, ModelError
+from skumatch.runtime.served import Served
 from skumatch.runtime.torch import Network, TorchEncoder, make_spec, memory_format, pick_device
 from skumatch.spec import Pixels
 from skumatch.towers.build import ModelSource, build
@@ -81,7 +82,7 @@ def test_scaling_inside_the_network_is_torchvisions() -> None:
 def test_the_head_is_served_on_top() -> None:
     tower = build(ModelSource(CONV, random_init=True))
     head = nn.Linear(tower.dim, 7, bias=False)
-    plain, served = TorchEncoder(tower, device="cpu"), TorchEncoder(tower, head, "cpu")
+    plain, served = TorchEncoder(tower, device="cpu"), TorchEncoder(tower, Served("head", head), "cpu")
     batch = pixels(160, 2)
     expected = plain.encode(batch) @ head.weight.detach().numpy().T
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
