@@ -15,8 +15,8 @@ from skumatch.dataset import Row
 from skumatch.embed import Pipeline
 from skumatch.eval.intervals import SIGNIFICANT, mcnemar
 from skumatch.finetune import parts
-from skumatch.runtime.served import BOTH, FEATURES, HEAD, Layer
-from skumatch.runtime.torch import Network
+from skumatch.runtime.served import BOTH, FEATURES, HEAD, Layer, Served
+from skumatch.runtime.torch import Network, lean
 from skumatch.spec import Pixels, Spec, Vectors
 
 LAYERS: tuple[Layer, ...] = (FEATURES, HEAD, BOTH)
@@ -39,18 +39,16 @@ class Probe:
     """An Encoder that answers unit features and unit head vectors side by side: (N, D + E)."""
 
     def __init__(self, image: nn.Module, head: nn.Linear, spec: Spec, device: torch.device) -> None:
-        self.network = Network(image, spec).to(device).eval()
-        self.head = head
+        network = Network(image, spec, Served(BOTH, head, 0.5)).to(device).eval()
+        self.network = lean(network, spec.size)
         self.spec = spec
         self.device = device
 
     def encode(self, pixels: Pixels) -> Vectors:
         """Map uint8 (N, 3, S, S) to float32 (N, D + E)."""
         with torch.inference_mode():
-            features = self.network.features(torch.from_numpy(pixels).to(self.device)).float()
-            parts = [nn.functional.normalize(part, dim=1) for part in (features, self.head(features))]
-            both: Vectors = torch.cat(parts, 1).cpu().numpy()
-        return both
+            both: Vectors = self.network(torch.from_numpy(pixels).to(self.device)).cpu().numpy()
+        return both * np.float32(2**0.5)  # side by side each has half of the length's square
 
 
 def validate(
