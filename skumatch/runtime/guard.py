@@ -1,9 +1,10 @@
 """The guard of a fine-tuned encoder: the untouched one stays inside and answers for pictures that training never knew.
 
 A fine-tuned encoder is better at home and worse elsewhere. A guarded one runs both: for a picture whose untouched
-vector u lies near those of the training pictures it gives the tuned vector v, for one far from them u, and between
-them both side by side: [sqrt(1 - g) u, sqrt(g) v], whose dot products are sqrt((1 - g)(1 - g')) cos(u, u') +
-sqrt(g g') cos(v, v'). Blocks that were not trained run once for both. Knows nothing about training or files.
+vector u lies near those of the training pictures it gives the tuned vector v, for one far from them nearly u, and
+between them both side by side: [sqrt(1 - g) u, sqrt(g) v], whose dot products are sqrt((1 - g)(1 - g')) cos(u, u') +
+sqrt(g g') cos(v, v'). As g never falls to 0, crops are still told apart by v among catalogue pictures, which look
+unlike any crop. Blocks that were not trained run once for both. Knows nothing about training or files.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+FLOOR = 0.1  # the least g
 AGREES = 0.9999  # cosine that sharing blocks must keep with running both networks in full
 
 
@@ -24,7 +26,7 @@ class Guard(nn.Module):
     """Says how far a picture is one of those that the encoder was trained for, and remembers the untouched weights.
 
     ``centres`` float32 (K, D): unit rows, the untouched encoder's vectors of the training pictures in K clusters.
-    ``threshold``: cosine with the nearest centre at which g is one half; ``softness``: the logistic's width.
+    ``threshold``: cosine with the nearest centre at which g is half way up; ``softness``: the logistic's width.
     ``differing``: the untouched image tower's tensors that training changed, by name. ``blocks``: the network's blocks
     that it did not change, in order from the input, then the first that it did; empty where that is not known.
     """
@@ -47,9 +49,9 @@ class Guard(nn.Module):
         self.blocks = blocks
 
     def forward(self, untouched: Tensor) -> Tensor:
-        """Map unit rows (N, D) of the untouched encoder to g (N, 1), 0..1."""
+        """Map unit rows (N, D) of the untouched encoder to g (N, 1), 0.1..1."""
         nearest = F.linear(untouched, self.centres).amax(1, keepdim=True)
-        return torch.sigmoid((nearest - self.threshold) / self.softness)
+        return FLOOR + (1 - FLOOR) * torch.sigmoid((nearest - self.threshold) / self.softness)
 
 
 def beside(untouched: Tensor, tuned: Tensor, share: Tensor) -> Tensor:

@@ -17,19 +17,23 @@ from skumatch.spec import Preprocess
 from skumatch.towers.base import TextTower, Tower, fit_state, image_keys, load_state
 
 TOKENIZER = "tokenizer"
+POSITIONED = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")  # they interpolate positions when told to
+ANY_SIZE = ("dinov2", "convnext", "convnextv2", "resnet")
 
 
 class PooledImage(nn.Module):
     """The image side of a transformers model: (N, 3, S, S) to its pooled (and projected) vector."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, own_size: int = 0) -> None:
         super().__init__()
+        self.own_size = own_size  # of pictures whose positions are as they were trained; 0: the network takes any
         self.vision = getattr(model, "vision_model", model)
         self.projection = getattr(model, "visual_projection", None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (N, D) features."""
-        pooled: Tensor = self.vision(pixel_values=images).pooler_output
+        other = {"interpolate_pos_encoding": True} if self.own_size not in (0, images.shape[-1]) else {}
+        pooled: Tensor = self.vision(pixel_values=images, **other).pooler_output
         return pooled if self.projection is None else self.projection(pooled)
 
 
@@ -47,6 +51,8 @@ def load(identifier: str, weights: Path | None, random_init: bool, size: int | N
     if size and size != tower.preprocess.size:
         if not tower.resizable:
             raise ModelError(f"hf:{identifier} takes {tower.preprocess.size} px only", "leave out --size")
+        if size % tower.patch:
+            raise ModelError(f"hf:{identifier} takes multiples of {tower.patch} px, not {size}", "choose another size")
         tower.preprocess = replace(tower.preprocess, size=size)
     if random_init:
         return tower
@@ -126,8 +132,9 @@ def rebuild(architecture: dict[str, Any], tokenizer: Path | None = None) -> Towe
     except (KeyError, ValueError) as error:
         raise ModelError(f"transformers cannot build hf:{architecture['model']} ({error})", "update it") from error
     model.float().eval()  # a config may ask for half precision, which only a device can decide
-    image = PooledImage(model)
     vision = getattr(made, "vision_config", made)
+    positioned = made.model_type in POSITIONED
+    image = PooledImage(model, int(vision.image_size) if positioned else 0)
     how = _preprocess(architecture["processor"], vision)
     with torch.inference_mode():
         probe = image(torch.zeros(1, 3, how.size, how.size))
@@ -138,7 +145,8 @@ def rebuild(architecture: dict[str, Any], tokenizer: Path | None = None) -> Towe
         image=image,
         preprocess=how,
         dim=int(probe.shape[1]),
-        resizable=made.model_type in ("dinov2", "convnext", "convnextv2", "resnet"),
+        resizable=positioned or made.model_type in ANY_SIZE,
+        patch=int(vision.patch_size) if positioned or made.model_type == "dinov2" else 1,
         text=_text(model, made, tokenizer),
     )
 

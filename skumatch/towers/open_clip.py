@@ -16,6 +16,7 @@ from skumatch import hub
 from skumatch.errors import HubError, ModelError, nearest
 from skumatch.spec import Preprocess
 from skumatch.towers.base import TextTower, Tower, fit_state, image_keys, load_state
+from skumatch.towers.positions import with_any_size
 
 CONFIGS = Path(__file__).parent / "configs"
 TOKENIZER = "tokenizer"
@@ -106,6 +107,10 @@ def rebuild(architecture: dict[str, Any], tokenizer: Path | str | None = None) -
     config = json.loads(json.dumps(architecture["config"]))
     model = _image_only(config) if config["text_cfg"].get("hf_model_name") else _whole(config)
     how = _preprocess(architecture, model)
+    patch = _patch(model.visual)
+    if patch > 1:
+        with_any_size(model.visual, patch)
+    kind = type(model.visual).__name__
     tower = Tower(
         name=f"open_clip:{str(architecture['model']).partition('/')[0]}",
         architecture=architecture,
@@ -113,11 +118,22 @@ def rebuild(architecture: dict[str, Any], tokenizer: Path | str | None = None) -
         image=model.visual,
         preprocess=how,
         dim=int(config["embed_dim"]),
-        resizable="Transformer" not in type(model.visual).__name__ and "Timm" not in type(model.visual).__name__,
+        resizable=patch > 1 or not ("Transformer" in kind or "Timm" in kind or hasattr(model.visual, "attnpool")),
+        patch=patch,
     )
     if not isinstance(model, ImageOnly):
         tower.text = _text(model, config, tokenizer)
     return tower
+
+
+def _patch(visual: Any) -> int:
+    """Return the patch size of open_clip's own VisionTransformer with learned positions, else 1."""
+    side = getattr(visual, "patch_size", None)
+    learned = getattr(visual, "positional_embedding", None)
+    if type(visual).__name__ != "VisionTransformer" or not isinstance(learned, nn.Parameter) or side is None:
+        return 1
+    sides = side if isinstance(side, (tuple, list)) else (side, side)
+    return int(sides[0]) if sides[0] == sides[1] and learned.requires_grad else 1
 
 
 class ImageOnly(nn.Module):

@@ -44,9 +44,10 @@ def _published(tower: Tower, identifier: str, size: int | None) -> Tower:
     if not repo:
         raise ModelError(f"timm publishes no weights for '{identifier}'", "add --weights FILE or --random-init")
     path = hub.fetch(repo, "model.safetensors")
-    sized = {"img_size": size} if size and not tower.resizable else {}
+    fixed = bool(timm.get_pretrained_cfg(identifier).fixed_input_size)
+    options = _options(size, fixed, tower.patch)
     tower.model = tower.image = timm.create_model(
-        identifier, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(path)}, **sized
+        identifier, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(path)}, **options
     )
     return tower
 
@@ -57,11 +58,12 @@ def rebuild(architecture: dict[str, Any]) -> Tower:
     from timm.data import resolve_model_data_config
 
     identifier, size = str(architecture["model"]), architecture.get("size")
-    model = timm.create_model(identifier, pretrained=False, num_classes=0)
-    published = resolve_model_data_config(model)
-    resizable = not model.pretrained_cfg.get("fixed_input_size", False)
-    if size and not resizable:
-        model = timm.create_model(identifier, pretrained=False, num_classes=0, img_size=size)
+    plain = timm.create_model(identifier, pretrained=False, num_classes=0)
+    published = resolve_model_data_config(plain)
+    fixed = bool(plain.pretrained_cfg.get("fixed_input_size", False))
+    patch = _patch(plain)
+    options = _options(size, fixed, patch)
+    model = timm.create_model(identifier, pretrained=False, num_classes=0, **options) if options else plain
     how = Preprocess(
         size=int(size or published["input_size"][-1]),
         mean=published["mean"],
@@ -71,4 +73,20 @@ def rebuild(architecture: dict[str, Any]) -> Tower:
         interpolation="bilinear" if published["interpolation"] == "bilinear" else "bicubic",
     )
     dim = int(getattr(model, "head_hidden_size", None) or model.num_features)
-    return Tower(f"timm:{identifier}", architecture, model, model, how, dim, resizable)
+    resizable = not fixed or patch > 1
+    return Tower(f"timm:{identifier}", architecture, model, model, how, dim, resizable, patch=patch)
+
+
+def _patch(model: Any) -> int:
+    """Return the patch size of a transformer that can resample its positions, 1 for every other network."""
+    embed = getattr(model, "patch_embed", None)
+    if not hasattr(model, "dynamic_img_size") or not hasattr(embed, "patch_size"):
+        return 1
+    height, width = embed.patch_size
+    return int(height) if height == width else 1
+
+
+def _options(size: int | None, fixed: bool, patch: int) -> dict[str, Any]:
+    """Return what timm is told so that the network takes ``size``, and any other where it is a transformer."""
+    dynamic = {"dynamic_img_size": True} if patch > 1 else {}
+    return {"img_size": size, **dynamic} if size and fixed else dynamic

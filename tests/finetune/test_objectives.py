@@ -47,7 +47,11 @@ def gradients(loss: Callable[[Tensor], Tensor], at: Tensor) -> tuple[float, Tens
     leaf = at.clone().requires_grad_()
     value = loss(leaf)
     (gradient,) = torch.autograd.grad(value, leaf)
-    return float(value.detach()), gradient
+    return number(value), gradient
+
+
+def number(scalar: Tensor) -> float:
+    return float(scalar.detach())
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -65,9 +69,8 @@ def arcface_by_hand(embeddings: Tensor, weight: Tensor, how: ArcFace, margins: l
         ]
         theta = torch.acos(per_sku[label])
         turned = theta + margins[label]
-        own = (
-            torch.cos(turned) if float(turned) < math.pi else per_sku[label] - math.sin(margins[label]) * margins[label]
-        )
+        fallen = per_sku[label] - math.sin(margins[label]) * margins[label]
+        own = torch.cos(turned) if float(turned.detach()) < math.pi else fallen
         logits = torch.stack([own if sku == label else per_sku[sku] for sku in range(SKUS)]) * how.s
         share = logits - torch.logsumexp(logits, 0)
         e = how.label_smoothing
@@ -119,7 +122,8 @@ def test_past_the_turning_point_the_target_goes_on_falling() -> None:
     loss = SubCentreArcFace(np.array([1, 1]), 2, ArcFace(sub_centres=1, s=1, margin="fixed", margin_to=0.5))
     loss.prototypes.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     angles = torch.linspace(0.0, math.pi, 200)
-    values = [float(loss(seen(torch.stack([a.cos(), -a.sin()])[None], torch.tensor([0])))) for a in angles]
+    with torch.no_grad():
+        values = [number(loss(seen(torch.stack([a.cos(), -a.sin()])[None], torch.tensor([0])))) for a in angles]
     others = -angles.sin()  # cosine with the other prototype, which moves too: leave it out
     targets = [v - float(o) for v, o in zip(values, others, strict=True)]
     assert all(math.isfinite(value) for value in targets)
@@ -153,7 +157,7 @@ def test_sub_centres_agree_with_pytorch_metric_learning() -> None:
     loss = SubCentreArcFace(np.ones(SKUS, np.int64), DIM, how)
     weight = loss.prototypes.weight.detach().T
     other = oracle("SubCenterArcFaceLoss", weight, margin=math.degrees(0.4), scale=20, sub_centers=3)
-    assert float(loss(seen(rows()))) == pytest.approx(float(other(rows())), rel=1e-4)
+    assert number(loss(seen(rows()))) == pytest.approx(number(other(rows())), rel=1e-4)
 
 
 def test_softmax_agrees_with_pytorch_metric_learning() -> None:
@@ -168,7 +172,7 @@ def test_arcface_without_margin_is_the_softmax() -> None:
     plain = NormalizedSoftmax(SKUS, DIM, Softmax(s=24))
     arc = SubCentreArcFace(np.ones(SKUS, np.int64), DIM, ArcFace(sub_centres=1, margin="fixed", margin_to=0.0))
     arc.prototypes.weight.data = plain.prototypes.weight.data.clone()
-    assert float(arc(seen(rows()))) == pytest.approx(float(plain(seen(rows()))), rel=1e-5)
+    assert number(arc(seen(rows()))) == pytest.approx(number(plain(seen(rows()))), rel=1e-5)
 
 
 def supcon_by_hand(embeddings: Tensor, temperature: float) -> Tensor:
@@ -195,18 +199,18 @@ def test_supcon_and_its_gradients_against_float64_and_the_oracle() -> None:
     other = losses.SupConLoss(temperature=0.2, reducer=reducers.MeanReducer())
     anchors = sum(int((label == LABELS).sum() > 1) for label in LABELS)
     # The oracle averages over all rows, those without a positive counting 0.
-    assert float(other(rows(), LABELS)) == pytest.approx(value * anchors / len(LABELS), rel=1e-4)
+    assert number(other(rows(), LABELS)) == pytest.approx(value * anchors / len(LABELS), rel=1e-4)
 
 
 def test_supcon_learns_its_temperature_within_bounds() -> None:
     loss = SupCon(SupConHow(temperature=0.1))
     loss(seen(rows())).backward()
-    assert loss.temperature.log.grad is not None and float(loss.temperature.log.grad) != 0
+    assert loss.temperature.log.grad is not None and number(loss.temperature.log.grad) != 0
     assert not Temperature(0.1, learn=False).log.requires_grad
     for raw, held in ((-100.0, 0.01), (100.0, 1.0), (math.log(0.3), 0.3)):
         temperature = Temperature(0.1, True)
         temperature.log.data.fill_(raw)
-        assert float(temperature()) == pytest.approx(held, rel=1e-5)
+        assert number(temperature()) == pytest.approx(held, rel=1e-5)
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1, 2]), torch.tensor([3])])
@@ -229,7 +233,7 @@ def test_extreme_embeddings_stay_finite(make: Callable[[], Objective], scale: fl
     value, gradient = gradients(lambda x: loss(seen(x)), rows() * scale)
     assert math.isfinite(value) and (scale == 1e-20 or bool(gradient.isfinite().all()))
     aligned = torch.eye(DIM)[LABELS % DIM]
-    assert math.isfinite(float(loss(seen(aligned)))) and math.isfinite(float(loss(seen(aligned.bfloat16()))))
+    assert math.isfinite(number(loss(seen(aligned)))) and math.isfinite(number(loss(seen(aligned.bfloat16()))))
 
 
 TINY = "open_clip:skumatch-tiny-96"
@@ -278,7 +282,7 @@ def test_crops_of_one_title_never_repel_each_other(clip_tower: Tower) -> None:
     """SKUs 0 and 2 alone: whatever the pictures, there is one text, and nothing to tell apart."""
     loss = Clip(setting(clip_tower))
     features = torch.ones(2, clip_tower.dim)
-    assert float(loss(seen(features, torch.tensor([0, 2]), features=features))) == pytest.approx(math.log(2) / 2)
+    assert number(loss(seen(features, torch.tensor([0, 2]), features=features))) == pytest.approx(math.log(2) / 2)
 
 
 def test_the_text_tower_learns_where_asked(clip_tower: Tower) -> None:
@@ -307,7 +311,7 @@ def test_templates_are_drawn_per_picture_and_step(clip_tower: Tower) -> None:
     for draw in (0.0, 0.999):
         batch = seen(rows(), features=features)
         batch.draws[:, 60] = draw
-        values.add(round(float(loss(batch)), 6))
+        values.add(round(number(loss(batch)), 6))
     assert len(values) == 2
 
 
@@ -329,14 +333,14 @@ def test_retain_is_nothing_at_first_and_pulls_back(small: Tower) -> None:
     batch = seen(rows())
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (small.preprocess.mean, small.preprocess.std))
     before = small.image((batch.pictures - mean) / std).detach()
-    assert float(loss(seen(rows(), features=before.requires_grad_()))) == pytest.approx(0, abs=1e-6)
+    assert number(loss(seen(rows(), features=before.requires_grad_()))) == pytest.approx(0, abs=1e-6)
     moved = (before.detach() + 0.3 * rows(dim=before.shape[1])).requires_grad_()
     value, gradient = gradients(lambda x: loss(seen(rows(), features=x)), moved.detach())
-    assert value == pytest.approx(float((1 - (unit(moved) * unit(before)).sum(1)).mean().detach()), rel=1e-4)
+    assert value == pytest.approx(number((1 - (unit(moved) * unit(before)).sum(1)).mean().detach()), rel=1e-4)
     nearer = moved.detach() - 0.5 * gradient / gradient.norm()
-    assert float(loss(seen(rows(), features=nearer.requires_grad_()))) < value
+    assert number(loss(seen(rows(), features=nearer.requires_grad_()))) < value
     assert not loss.state_dict() and not list(loss.parameters())
-    assert float(loss(seen(rows(), features=moved.detach()))) == 0  # stage 1: nothing to hold back
+    assert number(loss(seen(rows(), features=moved.detach()))) == 0  # stage 1: nothing to hold back
 
 
 def test_distil_follows_a_teacher_of_another_size_and_width(small: Tower) -> None:
@@ -351,7 +355,7 @@ def test_distil_follows_a_teacher_of_another_size_and_width(small: Tower) -> Non
         value = loss(seen(rows(), features=features))
         value.backward()
         optimizer.step()
-        values.append(float(value.detach()))
+        values.append(number(value.detach()))
     assert values[-1] < 0.3 * values[0]
     assert all(p.grad is None for p in teacher.image.parameters())
 
@@ -361,6 +365,6 @@ def test_the_sum_is_weighted_and_its_parts_are_not(small: Tower) -> None:
     total = objectives(Setting(recipe, np.ones(SKUS, np.int64), TITLES, small, CPU))
     value, parts = total(seen(rows()))
     assert set(parts) == {"arcface", "supcon"} and not parts["arcface"].requires_grad
-    assert float(value) == pytest.approx(2 * float(parts["arcface"]) + 0.5 * float(parts["supcon"]), rel=1e-5)
+    assert number(value) == pytest.approx(2 * number(parts["arcface"]) + 0.5 * number(parts["supcon"]), rel=1e-5)
     (group,) = total.parameter_groups(0.1)
     assert group["lr"] == 0.1 and group["weight_decay"] == 0 and len(group["params"]) == 2

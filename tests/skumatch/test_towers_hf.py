@@ -34,7 +34,7 @@ def test_clip_gives_the_image_features_of_transformers(hf_folder: Path) -> None:
     with torch.inference_mode():
         expected = reference.get_image_features(pixel_values=images()).pooler_output
         assert torch.allclose(tower.image(images()), expected, atol=1e-6)
-    assert tower.dim == 12 and not tower.resizable and tower.report.lines() == []
+    assert tower.dim == 12 and tower.resizable and tower.report.lines() == []
 
 
 def test_dinov2_loads_although_its_keys_were_renamed_since(hf_folder: Path) -> None:
@@ -102,8 +102,10 @@ def test_half_precision_in_a_config_does_not_halve_the_network(hf_folder: Path, 
 def test_another_size_only_where_the_network_takes_it(hf_folder: Path) -> None:
     dino = of(hf_folder / "dinov2", size=48)
     assert dino.preprocess.size == 48 and dino.image(images(48)).shape == (2, 16)
-    with pytest.raises(ModelError, match="takes 32 px only"):
-        of(hf_folder / "clip", size=48)
+    clip = of(hf_folder / "clip", size=48)
+    assert clip.preprocess.size == 48 and clip.image(images(48)).shape == (2, 12)
+    with pytest.raises(ModelError, match=r"takes multiples of \d+ px, not 50"):
+        of(hf_folder / "clip", size=50)
 
 
 def test_a_folder_without_weights(hf_folder: Path, tmp_path: Path) -> None:
