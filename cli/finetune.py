@@ -83,7 +83,7 @@ def _preview(job: Job, path: Path) -> None:
     from skumatch.finetune.data import split_rows
     from skumatch.finetune.preview import preview
 
-    preview(split_rows(job.dataset, job.recipe).train, job.recipe, path, job.recipe.seed)
+    preview(split_rows(job.dataset, job.recipe).train, job.recipe, path)
     typer.echo(f"wrote {path}: originals beside what `skumatch finetune` makes of them")
 
 

@@ -1,7 +1,7 @@
 """Shelf augmentation on whole batches: geometry in one warp, then light, blur and occlusion.
 
 All randomness comes in as uniform numbers keyed by (seed, epoch, picture): the same picture in the same epoch is
-changed in the same way, whatever batch, thread or device it is on. There is no mirror: packs carry text.
+changed in the same way, whatever batch, thread or device it is on. What a noise does is in ``noise``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from skumatch.finetune.noise import MIRROR, glare, low_res, motion, shadow
 from skumatch.finetune.parts import Augment
 
 DRAWS = 64
@@ -21,9 +22,10 @@ JPEG_DRAW, JPEG_QUALITY_DRAW = 30, 31
 Draws = NDArray[np.float64]
 
 
-def draws(seed: int, epoch: int, positions: NDArray[np.int64]) -> Draws:
-    """Return uniform numbers (N, 64) in [0, 1) for the pictures at ``positions``."""
-    return np.stack([np.random.default_rng((seed, epoch, int(i), 2)).random(DRAWS) for i in positions])
+def draws(seed: int, epoch: int, positions: NDArray[np.int64], time: int = 0) -> Draws:
+    """Return uniform numbers (N, 64) in [0, 1) for the pictures at ``positions``, shown for the ``time``-th time."""
+    more = (time,) if time else ()
+    return np.stack([np.random.default_rng((seed, epoch, int(i), 2, *more)).random(DRAWS) for i in positions])
 
 
 def jpeg_quality(draw: Draws, how: Augment) -> int | None:
@@ -41,8 +43,9 @@ def augment(canvas: Tensor, aspect: Tensor, u: Tensor, size: int, how: Augment) 
     warped = F.grid_sample(
         canvas.float(), warp_grid(aspect, u, size, how), mode="bilinear", padding_mode="reflection", align_corners=False
     )
-    lit = light(warped, u, how)
-    return occlude(blur(lit, u, how), u, how).clamp(0, 255)
+    lit = glare(shadow(light(warped, u, how), u, how.shadow), u, how.glare)
+    soft = low_res(motion(blur(lit, u, how), u, how.motion), u, how.low_res)
+    return occlude(soft, u, how).clamp(0, 255)
 
 
 def warp_grid(aspect: Tensor, u: Tensor, size: int, how: Augment) -> Tensor:
@@ -52,6 +55,9 @@ def warp_grid(aspect: Tensor, u: Tensor, size: int, how: Augment) -> Tensor:
     line = (torch.arange(size, device=u.device, dtype=torch.float32) + 0.5) * (2 / size) - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
     plane = torch.stack([x, y, torch.ones_like(x)], -1).view(1, -1, 3)
+    if how.mirror:
+        turned = torch.where(u[:, MIRROR] < how.mirror, -1.0, 1.0).float()
+        plane = plane * torch.stack([turned, torch.ones_like(turned), torch.ones_like(turned)], 1)[:, None]
     mapped = plane @ matrix.transpose(1, 2)
     positions = mapped[..., :2] / mapped[..., 2:]
     return positions.view(len(u), size, size, 2)

@@ -19,8 +19,12 @@ from skumatch.dataset import Dataset, Row
 from skumatch.embed import ordered_batches
 from skumatch.errors import DataError, ImageError
 from skumatch.finetune.augment import DRAWS, Draws, draws, jpeg_quality
+from skumatch.finetune.batches import nth
 from skumatch.finetune.recipe import Recipe
-from skumatch.spec import Ids
+from skumatch.finetune.studio import BACKGROUND, BLEED, beside, is_studio, replace_background
+from skumatch.spec import Ids, Image
+
+Decoded = tuple[NDArray[np.uint8], float, Draws]  # canvas (3, R, R), width / height, draws (64,)
 
 SET_ASIDE = 0.1  # share of the training pictures that validates where the data has no val split
 
@@ -128,37 +132,62 @@ class Canvases:
     def batches(self, order: Ids, epoch: int, size: int) -> Iterator[Batch | None]:
         """Yield batches of the pictures at ``order`` for training at ``size`` pixels, in order.
 
-        None stands for a batch with fewer than two readable pictures: batch statistics need two.
+        A picture that is shown several times in an epoch is changed in another way each time. None stands for a batch
+        with fewer than two readable pictures: batch statistics need two.
         """
 
+        def work(shown: tuple[np.int64, np.int64]) -> Decoded | ImageError:
+            return self._decode(int(shown[0]), int(shown[1]), epoch, size)
+
+        shown = list(zip(order, nth(order), strict=True))
+        for places, decoded in ordered_batches(shown, work, self.recipe.batch, self.workers):
+            good = [(int(p), d) for (p, _), d in zip(places, decoded, strict=True) if not isinstance(d, ImageError)]
+            yield self._batch(good) if len(good) > 1 else None
+
+    def one(self, place: int, epoch: int, size: int) -> Batch | None:
+        """Return a batch of the one picture at ``place`` as ``epoch`` shows it; None when it cannot be read."""
+        found = self._decode(place, 0, epoch, size)
+        return None if isinstance(found, ImageError) else self._batch([(place, found)])
+
+    def _batch(self, good: list[tuple[int, Decoded]]) -> Batch:
+        return Batch(
+            torch.from_numpy(np.stack([d[0] for _, d in good])),
+            torch.tensor([d[1] for _, d in good], dtype=torch.float64),
+            torch.from_numpy(np.stack([d[2] for _, d in good]).reshape(-1, DRAWS)),
+            torch.from_numpy(self.labels[[place for place, _ in good]]),
+        )
+
+    def _decode(self, place: int, time: int, epoch: int, size: int) -> Decoded | ImageError:
+        """Return the canvas, its aspect and its draws of the ``time``-th showing of a picture in ``epoch``."""
+        how, row = self.recipe.augment, self.rows[place]
         # The warp samples without antialiasing: a crop of average area must lie on the canvas in its final resolution.
-        side = round(size / math.sqrt((1 + self.recipe.augment.min_scale) / 2))
+        side = round(size / math.sqrt((1 + how.min_scale) / 2))
+        draw = draws(self.recipe.seed, epoch, np.array([place]), time)[0]
+        try:
+            image = self._on_shelf(images.read_image(row.path, self.max_pixels), row.sku, draw)
+            return _canvas(image, side, jpeg_quality(draw, how)), image.shape[1] / image.shape[0], draw
+        except ImageError as error:
+            self.failures.setdefault(row.path, error)
+            return error
 
-        def work(position: np.int64) -> tuple[NDArray[np.uint8], float, Draws] | ImageError:
-            row = self.rows[int(position)]
-            draw = draws(self.recipe.seed, epoch, np.array([position]))[0]
-            try:
-                image = images.read_image(row.path, self.max_pixels)
-                return (
-                    _canvas(image, side, jpeg_quality(draw, self.recipe.augment)),
-                    image.shape[1] / image.shape[0],
-                    draw,
-                )
-            except ImageError as error:
-                self.failures.setdefault(row.path, error)
-                return error
+    def _on_shelf(self, image: Image, sku: str, draw: Draws) -> Image:
+        """Give a studio picture another background and a crop a neighbour, where the draws say so."""
+        how = self.recipe.augment
+        if draw[BACKGROUND] < how.background and is_studio(image):
+            image = replace_background(image, draw, self._other(sku, draw[BACKGROUND + 1]))
+        if draw[BLEED] < how.bleed and (other := self._other(sku, draw[BLEED + 3])) is not None:
+            image = beside(image, draw, other)
+        return image
 
-        for positions, decoded in ordered_batches(order, work, self.recipe.batch, self.workers):
-            good = [(p, d) for p, d in zip(positions, decoded, strict=True) if not isinstance(d, ImageError)]
-            if len(good) < 2:
-                yield None
-                continue
-            yield Batch(
-                torch.from_numpy(np.stack([d[0] for _, d in good])),
-                torch.tensor([d[1] for _, d in good], dtype=torch.float64),
-                torch.from_numpy(np.stack([d[2] for _, d in good]).reshape(-1, DRAWS)),
-                torch.from_numpy(self.labels[[int(p) for p, _ in good]]),
-            )
+    def _other(self, sku: str, where: float) -> Image | None:
+        """Return the picture at ``where``, 0..1, of the training rows; None when it shows the same SKU or is broken."""
+        row = self.rows[int(where * len(self.rows))]
+        if row.sku == sku:
+            return None
+        try:
+            return images.read_image(row.path, self.max_pixels)
+        except ImageError:
+            return None
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class TorchEncoder:
         self.format = memory_format(tower.image)
         tower.model.eval().to(self.device)
         network = Network(tower.image, self.spec, served).eval().to(self.device)
-        self.network = lean(network, self.spec.size).to(memory_format=self.format)  # type: ignore[call-overload]
+        self.network = lean(network, self.spec.size).to(memory_format=self.format)
 
     def encode(self, pixels: Pixels) -> Vectors:
         """Map uint8 (N, 3, S, S) to float32 (N, D) rows of unit length. Raises ModelError for another shape."""

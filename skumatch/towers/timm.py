@@ -79,10 +79,10 @@ def rebuild(architecture: dict[str, Any]) -> Tower:
 
 def _patch(model: Any) -> int:
     """Return the patch size of a transformer that can resample its positions, 1 for every other network."""
-    embed = getattr(model, "patch_embed", None)
-    if not hasattr(model, "dynamic_img_size") or not hasattr(embed, "patch_size"):
+    sides = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if not hasattr(model, "dynamic_img_size") or sides is None:
         return 1
-    height, width = embed.patch_size
+    height, width = sides
     return int(height) if height == width else 1
 
 
