@@ -1,0 +1,276 @@
+"""What a model answers with: layers, their weights, whitening, the guard; folded norms; old bundles and digests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from skumatch import artefact
+from skumatch.encoder import open_encoder
+from skumatch.errors import ConfigError, ModelError
+from skumatch.finetune.guarding import fit_guard, remember, shared_blocks, spherical_kmeans
+from skumatch.finetune.whiten import fit_pca
+from skumatch.model import MANIFEST, WEIGHTS, Contents, open_bundle, save_bundle
+from skumatch.runtime.folding import folded
+from skumatch.runtime.guard import Guard
+from skumatch.runtime.served import Served
+from skumatch.runtime.torch import Network, TorchEncoder, make_spec, tensors_digest
+from skumatch.spec import Pixels, Vectors, spec_digest
+from skumatch.towers.base import Tower
+from skumatch.towers.build import ModelSource, build
+
+CONV = "timm:test_efficientnet"
+
+
+@pytest.fixture(scope="module")
+def tower() -> Tower:
+    made = build(ModelSource(CONV, random_init=True, size=32))
+    made.image.eval()
+    return made
+
+
+def linear(width: int, out: int, bias: bool = False) -> nn.Linear:
+    torch.manual_seed(3)
+    return nn.Linear(width, out, bias=bias).requires_grad_(False)
+
+
+def pixels(count: int = 3) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), np.uint8)
+
+
+def unit(count: int, width: int, seed: int = 0) -> Vectors:
+    rows = np.random.default_rng(seed).normal(size=(count, width))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def guard_of(tower: Tower) -> Guard:
+    """A guard whose untouched tower differs in the last convolution."""
+    name = "conv_head.weight"
+    return Guard(torch.from_numpy(unit(2, tower.dim)), 0.1, 0.05, {name: tower.image.state_dict()[name] * 1.5 + 0.1})
+
+
+def test_both_layers_side_by_side_have_the_weighted_cosine(tower: Tower) -> None:
+    head = linear(tower.dim, 5)
+    features = torch.randn(4, tower.dim)
+    rows = Served("both", head, 0.3)(features)
+    f, h = nn.functional.normalize(features), nn.functional.normalize(head(features))
+    assert rows.shape == (4, tower.dim + 5)
+    assert torch.allclose(rows @ rows.T, 0.7 * f @ f.T + 0.3 * h @ h.T, atol=1e-6)
+
+
+def every_way(tower: Tower) -> list[Served]:
+    head, whiten = linear(tower.dim, 5), linear(tower.dim, 4, bias=True)
+    return [
+        Served(),
+        Served("head", head),
+        Served("both", head, 0.25),
+        Served(whiten=whiten),
+        Served("both", head, 0.25, linear(tower.dim + 5, 6, bias=True)),
+        Served(guard=guard_of(tower)),
+        Served("both", head, 0.25, linear(tower.dim + 5, 6, bias=True), guard_of(tower)),
+    ]
+
+
+@pytest.mark.parametrize("way", range(7))
+def test_what_is_served_survives_saving(tower: Tower, tmp_path: Path, way: int) -> None:
+    served = every_way(tower)[way]
+    before = TorchEncoder(tower, served, "cpu")
+    save_bundle(tmp_path, tower, served, before.spec, Contents({}, tower.model.state_dict()))
+    after = open_encoder(tmp_path, "cpu")
+    names = ["features", "head", "both", "features+pca4", "both+pca6", "features+guard", "both+pca6+guard"]
+    widths = [tower.dim, 5, tower.dim + 5, 4, 6, 2 * tower.dim, 6 + tower.dim]
+    found = after.encode(pixels())
+    assert after.spec == before.spec and (after.spec.layer, after.spec.dim) == (names[way], widths[way])
+    assert found.shape == (3, widths[way]) and np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert np.array_equal(found, before.encode(pixels()))
+    _, again, _ = open_bundle(tmp_path).load()
+    assert make_spec(tower, again).digest == before.spec.digest
+
+
+def test_every_part_changes_the_digest(tower: Tower) -> None:
+    ways = every_way(tower)
+    head = linear(tower.dim, 5)
+    ways += [Served("both", head, 0.26), Served(guard=Guard(torch.from_numpy(unit(2, tower.dim)), 0.1, 0.05))]
+    other = guard_of(tower)
+    other.threshold = 0.2
+    ways.append(Served(guard=other))
+    digests = [make_spec(tower, served).digest for served in ways]
+    assert len(set(digests)) == len(digests)
+
+
+def test_digests_of_plain_layers_are_those_of_older_models(tower: Tower) -> None:
+    head = linear(tower.dim, 5)
+    for served, name, modules in (
+        (None, "features", [tower.image, None]),
+        (Served("head", head), "head", [tower.image, head]),
+    ):
+        old = spec_digest(tower.preprocess, tower.architecture, name, tensors_digest(modules))
+        assert make_spec(tower, served).digest == old
+
+
+def test_a_bundle_of_an_older_version_opens(tower: Tower, tmp_path: Path) -> None:
+    """Without "serve" in its manifest: the layer stands in the spec."""
+    served = Served("head", linear(tower.dim, 5))
+    folder = save_bundle(tmp_path, tower, served, make_spec(tower, served), Contents({}, tower.model.state_dict()))
+    document = json.loads((folder / MANIFEST).read_text())
+    facts = {key: value for key, value in document.items() if key not in ("serve", "files", "manifest_digest")}
+    older = tmp_path / "older"
+    older.mkdir()
+    (older / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    artefact.seal(older, MANIFEST, facts)
+    assert np.array_equal(
+        open_encoder(older, "cpu").encode(pixels()), TorchEncoder(tower, served, "cpu").encode(pixels())
+    )
+
+
+def test_a_missing_tensor_is_named(tower: Tower, tmp_path: Path) -> None:
+    served = Served("head", linear(tower.dim, 5))
+    spec = make_spec(tower, served)
+    folder = save_bundle(tmp_path, tower, None, spec, Contents({"serve": served.settings()}, tower.model.state_dict()))
+    with pytest.raises(ModelError, match=r"lacks 'skumatch_head\.weight'"):
+        open_bundle(folder).load()
+
+
+def test_layer_and_head_must_fit(tower: Tower) -> None:
+    with pytest.raises(ValueError, match="needs a head"):
+        Served("head")
+    with pytest.raises(ValueError, match="has no head"):
+        Served("features", linear(tower.dim, 5))
+
+
+def test_whitening_makes_the_training_vectors_round() -> None:
+    mixed = unit(400, 12) @ np.diag(np.linspace(0.2, 2, 12)).astype(np.float32) + 0.3
+    layer = fit_pca(mixed.astype(np.float32), 5)
+    rows = layer(torch.from_numpy(mixed.astype(np.float32))).numpy()
+    assert rows.shape == (400, 5)
+    assert np.allclose(np.cov(rows.T), np.eye(5), atol=1e-3) and np.allclose(rows.mean(0), 0, atol=1e-4)
+    again = fit_pca(mixed.astype(np.float32), 5)
+    assert torch.equal(layer.weight, again.weight)
+    kept = layer.weight.numpy()
+    assert (kept[np.arange(5), np.abs(kept).argmax(1)] > 0).all()
+
+
+def test_directions_without_variance_do_not_explode() -> None:
+    flat = np.zeros((50, 6), np.float32)
+    flat[:, :2] = unit(50, 2)
+    layer = fit_pca(flat, 4)
+    assert float(layer.weight.abs().max()) < 100
+
+
+@pytest.mark.parametrize(("rows", "dims"), [(10, 10), (50, 9)])
+def test_more_dimensions_than_the_vectors_span_are_refused(rows: int, dims: int) -> None:
+    with pytest.raises(ConfigError, match="lower pca"):
+        fit_pca(unit(rows, 8), dims)
+
+
+def shop(seed: int = 0) -> tuple[Vectors, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Twenty SKUs of ten pictures each around one direction of a wide space."""
+    rng = np.random.default_rng(seed)
+    middle = unit(1, 64, 7)
+    skus = middle + 0.04 * rng.normal(size=(20, 64))
+    rows = np.repeat(skus, 10, 0) + 0.03 * rng.normal(size=(200, 64))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), np.repeat(np.arange(20), 10)
+
+
+def test_the_guard_lets_new_skus_of_the_shop_in_and_other_things_not() -> None:
+    vectors, labels = shop()
+    guard = fit_guard(vectors[labels < 14], labels[labels < 14], 0)
+    with torch.no_grad():
+        new = guard(torch.from_numpy(vectors[labels >= 14])).flatten()
+        other = guard(torch.from_numpy(unit(200, 64, 5))).flatten()
+    assert (new > 0.9).float().mean() > 0.95 and (other < 0.11).all()
+    again = fit_guard(vectors[labels < 14], labels[labels < 14], 0)
+    assert torch.equal(guard.centres, again.centres) and guard.threshold == again.threshold
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_guard_of_hardly_anything_is_still_a_guard(count: int) -> None:
+    vectors, _ = shop()
+    guard = fit_guard(vectors[:count], np.arange(count), 0)
+    with torch.no_grad():
+        assert guard(torch.from_numpy(vectors[:count])).isfinite().all() and guard.softness > 0
+
+
+def test_clusters_are_unit_means_of_their_rows() -> None:
+    vectors, _ = shop()
+    centres = spherical_kmeans(vectors, 4, 0)
+    nearest = (vectors @ centres.T).argmax(1)
+    for number in range(4):
+        mean = vectors[nearest == number].mean(0)
+        assert np.allclose(centres[number], mean / np.linalg.norm(mean), atol=1e-3)
+
+
+def test_blocks_in_front_of_the_first_change_are_shared(tower: Tower) -> None:
+    names = list(tower.image.state_dict())
+    last = [name for name in names if name.startswith("blocks.")][-1]
+    shared = shared_blocks(tower.image, {last})
+    assert len(shared) > 1 and last.startswith(shared[-1]) and not any(last.startswith(b + ".") for b in shared[:-1])
+    assert shared_blocks(tower.image, {names[0]}) == ()  # the stem changed
+    assert shared_blocks(tower.image, {names[0], last}) == ()
+
+
+def test_the_guard_remembers_what_changed_and_nothing_else(tower: Tower) -> None:
+    before = {name: tensor.clone() for name, tensor in tower.image.state_dict().items()}
+    changed = build(ModelSource(CONV, random_init=True, size=32))
+    changed.image.load_state_dict({**before, "conv_head.weight": before["conv_head.weight"] + 1})
+    guard = remember(Guard(torch.eye(4), 0.5, 0.1), changed.image, before)
+    assert list(guard.differing) == ["conv_head.weight"]
+    assert torch.equal(guard.differing["conv_head.weight"], before["conv_head.weight"])
+
+
+def test_a_guarded_encoder_gives_the_untouched_vector_far_from_home(tower: Tower) -> None:
+    far = Guard(torch.from_numpy(unit(2, tower.dim)), 5.0, 0.01, guard_of(tower).differing)
+    near = Guard(torch.from_numpy(unit(2, tower.dim)), -5.0, 0.01, guard_of(tower).differing)
+    untouched = build(ModelSource(CONV, random_init=True, size=32))
+    untouched.image.load_state_dict({**tower.image.state_dict(), **guard_of(tower).differing})
+    tuned, before = (
+        TorchEncoder(tower, None, "cpu").encode(pixels()),
+        TorchEncoder(untouched, None, "cpu").encode(pixels()),
+    )
+    assert not np.allclose(tuned, before, atol=1e-2)
+    rows = TorchEncoder(tower, Served(guard=near), "cpu").encode(pixels())
+    assert np.allclose(rows[:, tower.dim :], tuned, atol=1e-4) and np.allclose(rows[:, : tower.dim], 0, atol=1e-3)
+    rows = TorchEncoder(tower, Served(guard=far), "cpu").encode(pixels())
+    assert np.allclose(rows[:, : tower.dim], 0.9**0.5 * before, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [CONV, "timm:test_resnet", "timm:mobilenetv2_050", "timm:test_vit"])
+def test_folded_norms_answer_alike(name: str) -> None:
+    made = build(ModelSource(name, random_init=True, size=64))
+    for module in made.image.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    network = Network(made.image, made.preprocess).eval()
+    probe = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    lean = folded(network, probe)
+    with torch.no_grad():
+        assert torch.allclose(lean(probe), network(probe), atol=1e-5)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in lean.modules())
+    assert norms == 0 and (lean is network) == (name == "timm:test_vit")
+    if lean is not network:
+        assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())  # the plain one is left alone
+
+
+class Forked(nn.Module):
+    """A convolution whose output is used twice, once without the norm: folding would change the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.norm.running_var.copy_(torch.tensor([9.0, 1, 4, 25]))  # type: ignore[union-attr]
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        made = self.conv(pictures)
+        return nn.functional.normalize((made + self.norm(made)).mean((2, 3)), dim=1)
+
+
+def test_what_cannot_be_folded_is_left_as_it_is() -> None:
+    torch.manual_seed(0)
+    network = Forked().eval()
+    assert folded(network, torch.randn(2, 3, 8, 8)) is network
