@@ -44,6 +44,7 @@ def finetune(
     """
     asked: dict[str, Any] = {"name": recipe, "epochs": epochs, "mode": mode, "seed": seed, "hold_out": hold_out}
     asked["schedule"] = None if size is None else {"sizes": str(size)}
+    asked["min_steps"] = None if epochs is None else 0  # so many epochs, not at least so many
     job = _job(asked, where or [], out, device)
     if preview is not None:
         return _preview(job, preview)
@@ -171,9 +172,10 @@ class _Bar:
 
     def epoch(self, record: dict[str, Any]) -> None:
         found = ", ".join(f"{layer} {value:.1%}" for layer, value in record["val_top1"].items() if value is not None)
+        validated = f", validation top-1: {found}" if found else ""
         self.bar.console.print(
             f"epoch {record['epoch']}/{record['of']}: {record['size']} px, loss {record['loss'] or 0:.3f}, "
-            f"{record['images_per_s']:.0f} images/s, validation top-1: {found or 'no pictures'}",
+            f"{record['images_per_s']:.0f} images/s{validated}",
             highlight=False,
             soft_wrap=True,
         )
@@ -185,7 +187,7 @@ def _say(outcome: Outcome, job: Job) -> None:
     document = open_bundle(outcome.folder).document
     if unknown := document["lookalikes"]["unknown_skus"]:
         note(f"look-alikes: ignored SKUs that are not trained on: {unknown}")
-    note(f"serving {outcome.spec.layer}: {document['layer_reason']}")
+    note(f"serving the {outcome.spec.layer}: {document['layer_reason']}")
     for one in document["after"]:
         if one["kept"] and one["name"] != "trained":
             note(f"kept {one['name']}: validation top-1 {one['validation_top1']:.1%}")
@@ -199,9 +201,9 @@ def _say(outcome: Outcome, job: Job) -> None:
 
 
 def _no_better(outcome: Outcome) -> str | None:
-    """Return a warning when validation does not show that training helped, None where it does or cannot tell."""
+    """Return a warning when validation fell below the untouched encoder's, None where it did not or cannot tell."""
     tuned = [value for value in outcome.top1.values() if value is not None]
-    if outcome.untouched is None or not tuned or max(tuned) > outcome.untouched:
+    if outcome.untouched is None or not tuned or max(tuned) >= outcome.untouched:
         return None
     return (
         f"validation top-1 is {max(tuned):.1%}, the untouched encoder has {outcome.untouched:.1%}: "

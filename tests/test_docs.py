@@ -11,11 +11,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL.Image import Image
+
+from skumatch.finetune.recipe import recipe_from
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,6 +73,14 @@ def test_readme_shows_the_commands_and_runs_something() -> None:
     assert 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/python -m pytest' in text
     kinds = [kind for kind, code in BLOCK.findall(text) if SET_UP not in code]
     assert "bash" in kinds and "python" in kinds
+
+
+def test_the_recipe_in_the_docs_is_one() -> None:
+    tables = re.findall(r"^```toml\n(.*?)^```$", (ROOT / "docs" / "finetune.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert tables
+    for table in tables:
+        recipe = recipe_from(tomllib.loads(table))
+        assert recipe.name == "mine" and recipe.objectives.arcface == 1
 
 
 def test_local_links_lead_somewhere() -> None:

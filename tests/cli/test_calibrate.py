@@ -65,7 +65,7 @@ def made(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a workspace fine-tuned with held-out SKUs, with a gallery of all SKUs (do not write to it)."""
     root = tmp_path_factory.mktemp("tuned")
     shutil.copytree(shop, root / "shop")
-    (root / "mine.toml").write_text("epochs = 1\nhead_epochs = 0\nembedding = 16\nscale_from = 1.0\n")
+    (root / "mine.toml").write_text("epochs = 1\nhead_epochs = 0\nembedding = 16\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("SKUMATCH_CACHE", str(root / "cache"))
@@ -177,7 +177,7 @@ def test_without_a_split_val_the_pictures_kept_aside_ask(skumatch: Skumatch, pla
     for sku in range(14):
         for view in range(20, 36):
             draw(plain / "shop" / "train" / f"sku-{sku:02}", sku, view)
-    recipe = "epochs = 1\nhead_epochs = 0\nembedding = 16\nscale_from = 1.0\n"
+    recipe = "epochs = 1\nhead_epochs = 0\nembedding = 16\n"
     (plain / "mine.toml").write_text(recipe)
     assert skumatch("finetune", "--recipe", "mine.toml", *CPU).code == 0
     ran = skumatch("calibrate", *FAR, *CPU)

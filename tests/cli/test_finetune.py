@@ -46,7 +46,9 @@ def test_it_works_from_a_folder_inside_and_into_another_store(
 
 
 def test_a_recipe_file_is_used(skumatch: Skumatch, untouched: Path) -> None:
-    (untouched / "mine.toml").write_text('name = "mine"\nepochs = 0\nhead_epochs = 1\nbatch = 9\nserve = "head"\n')
+    (untouched / "mine.toml").write_text(
+        'name = "mine"\nepochs = 0\nhead_epochs = 1\nbatch = 9\n[serve]\nlayer = "head"\n'
+    )
     ran = skumatch("finetune", "--recipe", "mine.toml", "--device", "cpu")
     assert ran.code == 0, ran.err
     bundle = open_bundle(untouched / "models")
@@ -68,7 +70,7 @@ def test_an_unreadable_picture_is_reported_and_training_goes_on(skumatch: Skumat
     [
         (["--recipe", "no-such"], "choose default"),
         (["--epochs", "-1"], "epochs is -1"),
-        (["--size", "5000"], "size is 5000"),
+        (["--size", "5000"], "sizes is '5000'"),
         (["--where", "colour=red"], "no column 'colour'"),
         (["--where", "sku=sku-99"], "nearest values are sku: sku-"),
         (["--where", "sku"], "not KEY=VALUE"),

@@ -111,18 +111,30 @@ def small() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.1), nn.Dropout(0.5), nn.Conv2d(4, 2, 1))
 
 
+def norm_of(image: nn.Sequential) -> nn.BatchNorm2d:
+    norm = image[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    return norm
+
+
+def statistics(image: nn.Sequential) -> tuple[Tensor, Tensor]:
+    norm = norm_of(image)
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
 def test_statistics_are_means_over_the_batches() -> None:
     image = small().eval()
     batches = [torch.randn(8, 3, 10, 10) * 3 + 1 for _ in range(3)]
-    image[1].weight.data.uniform_()
-    weight = image[1].weight.clone()
+    norm_of(image).weight.data.uniform_()
+    weight = norm_of(image).weight.clone()
     reestimate(image, iter(batches))
     seen = [image[0](batch).transpose(0, 1).flatten(1) for batch in batches]
-    assert torch.allclose(image[1].running_mean, torch.stack([s.mean(1) for s in seen]).mean(0), atol=1e-5)
-    assert torch.allclose(image[1].running_var, torch.stack([s.var(1) for s in seen]).mean(0), rtol=1e-4)
-    assert torch.equal(image[1].weight, weight) and image[1].momentum == 0.1
+    assert torch.allclose(statistics(image)[0], torch.stack([s.mean(1) for s in seen]).mean(0), atol=1e-5)
+    assert torch.allclose(statistics(image)[1], torch.stack([s.var(1) for s in seen]).mean(0), rtol=1e-4)
+    assert torch.equal(norm_of(image).weight, weight) and norm_of(image).momentum == 0.1
     assert not any(module.training for module in image.modules())
-    assert image[1].weight.grad is None
+    assert norm_of(image).weight.grad is None
 
 
 def test_modes_come_back_and_dropout_stays_off() -> None:
@@ -137,19 +149,19 @@ def test_modes_come_back_and_dropout_stays_off() -> None:
 
 def test_without_batches_nothing_changes_and_skipped_modules_keep_theirs() -> None:
     image = small().eval()
-    image[1].running_mean.fill_(5)
+    statistics(image)[0].fill_(5)
     reestimate(image, [])
     reestimate(image, [torch.randn(4, 3, 8, 8)], [image[1]])
-    assert torch.equal(image[1].running_mean, torch.full((4,), 5.0))
+    assert torch.equal(statistics(image)[0], torch.full((4,), 5.0))
     reestimate(image, [torch.randn(4, 3, 8, 8)], [nn.Sequential(nn.Linear(2, 2))])
-    assert float(image[1].running_mean.abs().max()) < 2
+    assert float(statistics(image)[0].abs().max()) < 2
 
 
 def test_an_error_on_the_way_leaves_momentum_and_modes() -> None:
     image = small().train()
     with pytest.raises(RuntimeError):
         reestimate(image, [torch.randn(2, 5, 8, 8)])
-    assert image.training and image[1].momentum == 0.1
+    assert image.training and norm_of(image).momentum == 0.1
 
 
 def test_norms_of_timm_are_known() -> None:

@@ -45,7 +45,8 @@ def pixels(count: int = 3) -> Pixels:
 
 def unit(count: int, width: int, seed: int = 0) -> Vectors:
     rows = np.random.default_rng(seed).normal(size=(count, width))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    found: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return found
 
 
 def guard_of(tower: Tower) -> Guard:
