@@ -53,7 +53,8 @@ def kept(file: Path, run: Callable[[], Any]) -> Any:
 def tables(found: dict[str, Any]) -> None:
     """Print every figure."""
     print(
-        f"\n{'trained on':22} {'all 81':>7} {'packaged':>9} {'catalogue':>10} {'fruit':>7} {'clothes':>8} {'seconds':>8}"
+        f"\n{'trained on':22} {'all 81':>7} {'packaged':>9} {'catalogue':>10} {'fruit':>7}"
+        f" {'clothes':>8} {'seconds':>8}"
     )
     groups = {"nothing (untouched)": [found["bars"]["untouched"]]}
     groups |= {name: found["bars"][name] for name in ("all", "packaged only", "fruit only") if name in found["bars"]}
@@ -66,14 +67,16 @@ def tables(found: dict[str, Any]) -> None:
             print(f"{name:22} {line} {run.get('seconds', 0):8.0f}")
     for seed, run in enumerate(found["bars"]["halves"]):
         print(
-            f"half of the packages, seed {seed}: the other half {run['untouched']['top1']:.1f} -> {run['tuned']['top1']:.1f}"
+            f"half of the packages, seed {seed}: the other half"
+            f" {run['untouched']['top1']:.1f} -> {run['tuned']['top1']:.1f}"
         )
     print(f"\n{'folds of the packages':34} {'packaged':>9} {'95 %':>13} {'fruit':>7} {'clothes':>8}")
     for name, places in found["parts"].items():
         own = places["packaged"]
         interval = f"{own['low']:.1f}-{own['high']:.1f}"
         print(
-            f"{name:34} {own['top1']:9.1f} {interval:>13} {places['fruit']['top1']:7.1f} {places['clothes']['top1']:8.1f}"
+            f"{name:34} {own['top1']:9.1f} {interval:>13} {places['fruit']['top1']:7.1f}"
+            f" {places['clothes']['top1']:8.1f}"
         )
     print(f"\ntitles, two crops per SKU: {json.dumps(found['titles'])}\n")
 

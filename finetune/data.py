@@ -129,8 +129,8 @@ class Canvases:
     max_pixels: int = images.DEFAULT_MAX_PIXELS
     failures: dict[Path, ImageError] = field(default_factory=dict)
 
-    def batches(self, order: Ids, epoch: int, size: int) -> Iterator[Batch | None]:
-        """Yield batches of the pictures at ``order`` for training at ``size`` pixels, in order.
+    def batches(self, order: Ids, epoch: int, size: int, start: int = 0) -> Iterator[Batch | None]:
+        """Yield batches of the pictures at ``order``, the epoch's, from place ``start`` on, at ``size`` pixels.
 
         A picture that is shown several times in an epoch is changed in another way each time. None stands for a batch
         with fewer than two readable pictures: batch statistics need two.
@@ -139,7 +139,7 @@ class Canvases:
         def work(shown: tuple[np.int64, np.int64]) -> Decoded | ImageError:
             return self._decode(int(shown[0]), int(shown[1]), epoch, size)
 
-        shown = list(zip(order, nth(order), strict=True))
+        shown = list(zip(order, nth(order), strict=True))[start:]
         for places, decoded in ordered_batches(shown, work, self.recipe.batch, self.workers):
             good = [(int(p), d) for (p, _), d in zip(places, decoded, strict=True) if not isinstance(d, ImageError)]
             yield self._batch(good) if len(good) > 1 else None

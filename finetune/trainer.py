@@ -116,9 +116,9 @@ class Trainer:
         if state.step == 0:
             self._refresh_lookalikes(epoch)
         size = self._size()
-        rest = self._order(epoch)[state.step * state.recipe.batch :]
+        decoded = self.canvases.batches(self._order(epoch), epoch, size, state.step * state.recipe.batch)
         losses: list[dict[str, float]] = []
-        for batch in islice(self.canvases.batches(rest, epoch, size), self.schedule.steps - state.step):
+        for batch in islice(decoded, self.schedule.steps - state.step):
             if self.should_stop():
                 return None
             if batch is not None:

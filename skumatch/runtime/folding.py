@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
 
 AGREES = 1e-4  # greatest difference in a coordinate of a unit vector that folding may cause
 
@@ -70,8 +71,8 @@ def _fold(network: nn.Module, convolution: str, norm: str) -> None:
     conv, bn = network.get_submodule(convolution), network.get_submodule(norm)
     if not isinstance(conv, nn.Conv2d) or not isinstance(bn, nn.BatchNorm2d):
         return
-    if bn.running_mean is None or bn.running_var is None:
-        return
+    if bn.running_mean is None or bn.running_var is None or is_parametrized(conv):
+        return  # a weight that is computed (low-rank updates in training) has no place to fold into
     weight, bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
     )
