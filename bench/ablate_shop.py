@@ -117,6 +117,9 @@ class Shop:
         skus = np.array([row.sku for row in rows])
         for sku in np.unique(skus):
             members = np.flatnonzero(skus == sku)
+            if len(members) < FOLDS:
+                fold[members] = np.arange(len(members))
+                continue
             cut = AgglomerativeClustering(min(LOOKS, len(members)), metric="cosine", linkage="average")
             labels, filled = cut.fit_predict(vectors[members]), np.zeros(FOLDS)
             for label in np.argsort(-np.bincount(labels), kind="stable"):
