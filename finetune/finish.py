@@ -21,6 +21,7 @@ from skumatch.finetune.after import Candidate, Measured, candidates, choose, rec
 from skumatch.finetune.guarding import fit_guard, remember
 from skumatch.finetune.lora import merge_lora
 from skumatch.finetune.norms import has_batch_norm, reestimate
+from skumatch.finetune.params import frozen_modules
 from skumatch.finetune.trainer import Trainer
 from skumatch.finetune.validate import BLOCK, LAYERS, Validation, choose_layer
 from skumatch.finetune.whiten import fit_pca
@@ -117,12 +118,17 @@ def _try_mixes(trainer: Trainer) -> list[dict[str, Any]]:
 
 
 def _put(trainer: Trainer, candidate: Candidate) -> None:
-    """Load a candidate into the averaged image tower; where it is a mix, estimate its batch statistics anew."""
+    """Load a candidate into the averaged image tower; where it is a mix, estimate its batch statistics anew.
+
+    Statistics that stood still in training stand still here too.
+    """
+    recipe = trainer.state.recipe
     image: nn.Module = trainer.state.average["image"]
     image.load_state_dict(candidate.state)
-    pictures = trainer.state.recipe.after.batch_norm
-    if candidate.reestimate and pictures and has_batch_norm(image) and trainer.state.recipe.batch_norm == "train":
-        reestimate(image, _clean(trainer, pictures), ())
+    moved = recipe.batch_norm == "train" and recipe.mode == "full" and has_batch_norm(image)
+    if candidate.reestimate and recipe.after.batch_norm and moved:
+        frozen = frozen_modules(image, trainer.state.trained)
+        reestimate(image, _clean(trainer, recipe.after.batch_norm), frozen)
 
 
 def _clean(trainer: Trainer, count: int) -> Iterator[Tensor]:

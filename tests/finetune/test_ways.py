@@ -125,6 +125,15 @@ def test_mixes_are_recorded_with_the_skus_held_out(patterns: Path, tmp_path: Pat
     assert document["validation"]["untouched_top1"] is not None
 
 
+def test_statistics_of_frozen_blocks_stand_still_in_mixes_too(patterns: Path, tmp_path: Path) -> None:
+    way = {"freeze": 0.5, "after": {"wise_ft": [0.5], "batch_norm": 12}, "serve": {"guard": True}}
+    outcome = run(patterns, tmp_path, recipe_of(way))
+    found = changed(outcome)
+    assert found and not any(name.startswith(("bn1", "conv_stem", "blocks.0.")) for name in found)
+    _, served, _ = open_bundle(outcome.folder).load()
+    assert served.guard is not None and len(served.guard.blocks) > 1 and set(served.guard.differing) == found
+
+
 def test_few_pictures_are_trained_for_more_epochs(patterns: Path, tmp_path: Path) -> None:
     outcome = run(patterns, tmp_path, recipe_of({"min_steps": 11}))
     history = open_bundle(outcome.folder).document["history"]
