@@ -9,6 +9,7 @@ import numpy as np
 from ablate_shop import Shop, Trained, nearest, percent
 
 from skumatch.dataset import Row
+from skumatch.encoder import open_encoder
 from skumatch.finetune.recipe import load_recipe
 
 SEEDS = (0, 1, 2)
@@ -64,7 +65,7 @@ def half(shop: Shop, seed: int) -> dict[str, Any]:
     model = trained(shop, f"half-{seed}", seed, [r for r in train + shop.rows("val", True) if r.sku in known])
     sides = [[row for row in rows if row.sku not in known] for rows in (train, test)]
     found = {
-        name: percent([nearest(*(shop.vectors(store, rows) for rows in sides))])
+        name: percent([nearest(*shop.sides(store, *sides))])
         for name, store in (("tuned", model.store), ("untouched", None))
     }
     return found | {"gain": found["tuned"]["top1"] - found["untouched"]["top1"]}
@@ -72,9 +73,10 @@ def half(shop: Shop, seed: int) -> dict[str, Any]:
 
 def _home(shop: Shop, model: Trained | None) -> dict[str, Any]:
     store = model.store if model else None
-    gallery, queries = (shop.vectors(store, shop.rows(split)) for split in ("train", "test"))
+    encoder = open_encoder(store, "cpu") if store else None
+    gallery, queries = shop.sides(encoder, shop.rows("train"), shop.rows("test"))
     found = {"all": percent([nearest(gallery, queries)])}
-    catalogue = shop.vectors(store, shop.catalogue)
+    catalogue = shop.vectors(encoder, shop.catalogue)
     for name, packaged in (("packaged", True), ("fruit", False)):
         g, q = (
             v.take(np.array([(row.value("department") == "packages") == packaged for row in v.rows]))
@@ -88,8 +90,8 @@ def _home(shop: Shop, model: Trained | None) -> dict[str, Any]:
 
 def _clothes(shop: Shop, model: Trained | None) -> dict[str, float]:
     store = model.store if model else None
-    sides = [shop.vectors(store, [row for row in shop.clothes if row.split == split]) for split in ("train", "test")]
-    return percent([nearest(*sides)])
+    sides = ([row for row in shop.clothes if row.split == split] for split in ("train", "test"))
+    return percent([nearest(*shop.sides(store, *sides))])
 
 
 def _facts(model: Trained) -> dict[str, Any]:

@@ -138,6 +138,6 @@ def tested(shop: Shop, model: Path | TorchEncoder | None, fold: int) -> dict[str
     found = {}
     for name, (gallery, asked) in sides.items():
         known = {row.sku for row in gallery}
-        right, skus = nearest(shop.vectors(model, gallery), shop.vectors(model, [r for r in asked if r.sku in known]))
+        right, skus = nearest(*shop.sides(model, gallery, [row for row in asked if row.sku in known]))
         found[name] = {"right": right.tolist(), "skus": skus.tolist()}
     return found

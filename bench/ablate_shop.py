@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from skumatch.dataset import Dataset, Row
 from skumatch.embed import Pipeline
-from skumatch.encoder import open_encoder
+from skumatch.encoder import asking, open_encoder
 from skumatch.eval.intervals import bootstrap
 from skumatch.eval.views import Views, embed_rows
 from skumatch.finetune.recipe import Recipe
@@ -91,11 +91,18 @@ class Shop:
             seconds.write_text(json.dumps(time.perf_counter() - started))
         return Trained(out, float(json.loads(seconds.read_text())))
 
-    def vectors(self, model: Path | TorchEncoder | None, rows: Sequence[Row]) -> Views:
+    def sides(
+        self, model: Path | TorchEncoder | None, gallery: Sequence[Row], queries: Sequence[Row]
+    ) -> tuple[Views, Views]:
+        """Embed reference views and queries; a guarded encoder asks with other rows than it stores."""
+        encoder = open_encoder(model, "cpu") if isinstance(model, Path) else model
+        views, asked = self.vectors(encoder, gallery), self.vectors(encoder, queries)
+        return views, asked if encoder is None else Views(asked.rows, asking(encoder, asked.vectors))
+
+    def vectors(self, model: TorchEncoder | None, rows: Sequence[Row]) -> Views:
         """Embed ``rows`` with a model, or with the untouched encoder (None), whose vectors are kept."""
         if model is not None:
-            encoder = open_encoder(model, "cpu") if isinstance(model, Path) else model
-            return embed_rows(rows, encoder, Pipeline())[0]
+            return embed_rows(rows, model, Pipeline())[0]
         names = hashlib.sha256("\n".join(str(row.path) for row in rows).encode()).hexdigest()[:16]
         file = self.work / "untouched" / f"{names}.npy"
         if not file.exists():

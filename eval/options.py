@@ -14,7 +14,7 @@ import numpy as np
 
 from skumatch.dataset import Row
 from skumatch.embed import Pipeline, Progress, no_progress
-from skumatch.encoder import Encoder
+from skumatch.encoder import Encoder, asking
 from skumatch.errors import DataError
 from skumatch.eval.metrics import hit_ranks
 from skumatch.eval.views import Views, codes_in, embed_rows
@@ -145,7 +145,7 @@ def families(grid: Sequence[Technique], views: int) -> dict[str, list[Technique]
 def embed_settings(
     rows: Sequence[Row], encoder: Encoder, pipeline: Pipeline, progress: Progress = no_progress
 ) -> tuple[Views, dict[ViewSetting, Vectors], tuple[str, ...]]:
-    """Return readable rows with plain vectors, their vectors per view setting, and messages of the unreadable.
+    """Return readable rows with the rows to ask with, those per view setting, and messages of the unreadable.
 
     Embeds each picture three times (as it is, mirrored, zoomed), from which every setting is made.
     """
@@ -153,4 +153,5 @@ def embed_settings(
     vectors: dict[View, Vectors] = {"original": plain.vectors}
     for view in VIEWS["flip+scale"][1:]:
         vectors[view] = embed_rows(rows, ViewsEncoder(encoder, (view,)), pipeline, progress)[0].vectors
-    return plain, by_setting(vectors), problems
+    settings = {name: asking(encoder, found) for name, found in by_setting(vectors).items()}
+    return Views(plain.rows, settings["none"]), settings, problems

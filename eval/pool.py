@@ -18,7 +18,7 @@ import numpy as np
 from skumatch import artefact
 from skumatch.dataset import Row
 from skumatch.embed import Pipeline, Progress, no_progress
-from skumatch.encoder import Encoder
+from skumatch.encoder import Encoder, asking
 from skumatch.errors import DataError
 from skumatch.eval.views import Views
 from skumatch.spec import Ids, Vectors
@@ -30,20 +30,30 @@ CHUNK = 1024
 class Pool:
     """The vectors of a set of pictures by path; ``problems``: a message per unreadable one.
 
-    ``asked``: the same pictures as queries, where these are embedded in another way (test-time views).
+    ``asked``: the same pictures as queries, where these are embedded in another way (test-time views). ``encoder``: what
+    embedded them, where it asks with other rows than it stores (a guarded one).
     """
 
     def __init__(
-        self, vectors: Vectors, place: dict[Path, int], problems: tuple[str, ...], asked: Pool | None = None
+        self,
+        vectors: Vectors,
+        place: dict[Path, int],
+        problems: tuple[str, ...],
+        asked: Pool | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         self.vectors = vectors
         self.place = place
         self.problems = problems
         self.asked = asked
+        self.encoder = encoder
 
     def queries(self, rows: Sequence[Row]) -> Views:
-        """Return the readable ones of ``rows`` with their vectors as queries. Raises DataError when there is none."""
-        return (self.asked or self).views(rows)
+        """Return the readable ones of ``rows`` with the rows to ask with. Raises DataError when there is none."""
+        if self.asked is not None:
+            return self.asked.queries(rows)
+        found = self.views(rows)
+        return found if self.encoder is None else Views(found.rows, asking(self.encoder, found.vectors))
 
     def views(self, rows: Sequence[Row]) -> Views:
         """Return the readable ones of ``rows`` with their vectors. Raises DataError when there is none."""
@@ -78,7 +88,7 @@ def embed_pool(
         problems += errors
         if store is not None and len(good):
             _save(store, [(str(chunk[int(i)]), states[int(i)]) for i in good], found)
-    return Pool(vectors[: len(place)], place, tuple(problems))
+    return Pool(vectors[: len(place)], place, tuple(problems), None, encoder)
 
 
 def asked_pool(pool: Pool, rows: Iterable[Row], encoder: Encoder, views: ViewSetting, pipeline: Pipeline) -> Pool:
@@ -86,7 +96,7 @@ def asked_pool(pool: Pool, rows: Iterable[Row], encoder: Encoder, views: ViewSet
     if views == "none":
         return pool
     asked = embed_pool(rows, with_views(encoder, views), pipeline, None)
-    return Pool(pool.vectors, pool.place, pool.problems, asked)
+    return Pool(pool.vectors, pool.place, pool.problems, asked, encoder)
 
 
 def missing(rows: Iterable[Row], encoder: Encoder, folder: Path | None) -> int:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from skumatch import artefact
 from skumatch.dataset import Row
 from skumatch.embed import Pipeline, Progress, no_progress, unchanged
-from skumatch.encoder import Encoder
+from skumatch.encoder import Encoder, asking
 from skumatch.errors import ConfigError, DataError
 from skumatch.eval.corrupt import KINDS, STRENGTHS, VALUES, VERSION, check, corrupt, value_text
 from skumatch.eval.intervals import bootstrap
@@ -236,7 +236,8 @@ def robustness(
             progress(len(queries))
             continue
         change = partial(corrupt, kind=cell[0], strength=cell[1], seed=how.seed) if cell != CLEAN else unchanged
-        views, problems = embed_rows(queries, encoder, how.pipeline, progress, change)
+        plain, problems = embed_rows(queries, encoder, how.pipeline, progress, change)
+        views = Views(plain.rows, asking(encoder, plain.vectors))
         if not len(views):
             raise DataError("no query of the robustness test is readable", f"first: {problems[0]}")
         found[cell] = np.full(len(queries), -1, np.int8)

@@ -10,6 +10,7 @@ from skumatch.errors import ModelError
 from skumatch.spec import Pixels, Spec, Vectors
 
 if TYPE_CHECKING:
+    from skumatch.runtime.guard import Guard
     from skumatch.runtime.torch import TorchEncoder
     from skumatch.towers.build import ModelSource
 
@@ -25,6 +26,15 @@ class Encoder(Protocol):
     def encode(self, pixels: Pixels) -> Vectors:
         """Map uint8 (N, 3, S, S) to float32 (N, D) rows of unit length."""
         ...
+
+
+def asking(encoder: Encoder, vectors: Vectors) -> Vectors:
+    """Return the rows to ask a gallery with, of what ``encoder`` gave of crops: (N, D) as they are, unless it is guarded.
+
+    Every search of crops goes through here; views of a gallery keep the vectors that the encoder gives.
+    """
+    guard: Guard | None = getattr(encoder, "guard", None)
+    return vectors if guard is None or not len(vectors) else guard.asking(vectors)
 
 
 class TextEncoder(Protocol):

@@ -14,7 +14,7 @@ import numpy as np
 from skumatch import techniques
 from skumatch.calibration import FILE, Calibration, Decision, evidence_of, shrunk
 from skumatch.embed import Embedded, Pipeline, Progress, Source, no_progress
-from skumatch.encoder import Encoder, open_encoder
+from skumatch.encoder import Encoder, asking, open_encoder
 from skumatch.errors import GalleryError, ImageError, SpecMismatch
 from skumatch.gallery import Gallery, open_gallery
 from skumatch.index.exact import ExactIndex
@@ -120,7 +120,7 @@ class Matcher:
 
     def _answer(self, batch: Embedded, k: int) -> Iterator[CropMatches]:
         # the decision looks at the second SKU
-        found = techniques.search(self.search.technique, self._store, batch.vectors, max(k, 2))
+        found = techniques.search(self.search.technique, self._store, asking(self.encoder, batch.vectors), max(k, 2))
         probabilities = self._probabilities(found)
         line_of = {int(place): line for line, place in enumerate(batch.good)}
         for place, (source, error) in enumerate(zip(batch.sources, batch.errors, strict=True)):

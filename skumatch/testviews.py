@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from skumatch.encoder import Encoder
 from skumatch.errors import ConfigError, nearest
 from skumatch.spec import Pixels, Spec, Vectors
 from skumatch.technique_store import unit_rows
+
+if TYPE_CHECKING:
+    from skumatch.runtime.guard import Guard
 
 ViewSetting = Literal["none", "flip", "scale", "flip+scale"]
 View = Literal["original", "mirrored", "zoomed"]
@@ -43,6 +46,11 @@ class ViewsEncoder:
     def spec(self) -> Spec:
         """What the wrapped encoder is."""
         return self.encoder.spec
+
+    @property
+    def guard(self) -> Guard | None:
+        """The wrapped encoder's guard."""
+        return getattr(self.encoder, "guard", None)
 
     def encode(self, pixels: Pixels) -> Vectors:
         """Map uint8 (N, 3, S, S) to float32 (N, D) unit rows; one call of the wrapped encoder per view."""

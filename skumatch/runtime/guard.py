@@ -1,10 +1,10 @@
-"""The guard of a fine-tuned encoder: the untouched one stays inside and answers for pictures that training never knew.
+"""The guard of a fine-tuned encoder: the untouched one stays inside and answers for crops that training never knew.
 
-A fine-tuned encoder is better at home and worse elsewhere. A guarded one runs both: for a picture whose untouched
-vector u lies near those of the training pictures it gives the tuned vector v, for one far from them nearly u, and
-between them both side by side: [sqrt(1 - g) u, sqrt(g) v], whose dot products are sqrt((1 - g)(1 - g')) cos(u, u') +
-sqrt(g g') cos(v, v'). As g never falls to 0, crops are still told apart by v among catalogue pictures, which look
-unlike any crop. Blocks that were not trained run once for both. Knows nothing about training or files.
+A fine-tuned encoder is better at home and worse elsewhere. A guarded one gives both its untouched vector u and its
+tuned vector v, side by side. How far v is to be trusted is a question to the crop that asks, by how near its u lies to
+those of the training pictures: with g from 0 to 1 the score of a view is (1 - g) cos(u, u') + g cos(v, v'). Views of the
+gallery carry both in full, so that catalogue pictures, which look unlike any crop, are told apart by v where the crop
+is known. Blocks that were not trained run once for both. Knows nothing about training or files.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FLOOR = 0.1  # the least g
+from skumatch.spec import Vectors
+
 AGREES = 0.9999  # cosine that sharing blocks must keep with running both networks in full
 
 
@@ -49,14 +51,27 @@ class Guard(nn.Module):
         self.blocks = blocks
 
     def forward(self, untouched: Tensor) -> Tensor:
-        """Map unit rows (N, D) of the untouched encoder to g (N, 1), 0.1..1."""
-        nearest = F.linear(untouched, self.centres).amax(1, keepdim=True)
-        return FLOOR + (1 - FLOOR) * torch.sigmoid((nearest - self.threshold) / self.softness)
+        """Map unit rows (N, D) of the untouched encoder to g (N, 1), 0..1."""
+        nearest = F.linear(untouched, self.centres.to(untouched.device)).amax(1, keepdim=True)
+        return torch.sigmoid((nearest - self.threshold) / self.softness)
+
+    def asking(self, vectors: Vectors) -> Vectors:
+        """Return float32 (N, D + E) rows to ask a gallery with, of what the encoder gave of the crops.
+
+        Their dot product with a view's row is (1 - g) cos(u, u') + g cos(v, v'); they are not of unit length.
+        """
+        dim = self.centres.shape[1]
+        with torch.no_grad():
+            both = torch.from_numpy(np.ascontiguousarray(vectors)).float()
+            untouched, tuned = F.normalize(both[:, :dim], dim=1), F.normalize(both[:, dim:], dim=1)
+            share = self(untouched)
+            rows: Vectors = (2**0.5 * torch.cat([(1 - share) * untouched, share * tuned], 1)).numpy()
+        return rows
 
 
-def beside(untouched: Tensor, tuned: Tensor, share: Tensor) -> Tensor:
-    """Return unit rows (N, D + E) of unit rows ``untouched`` (N, D) and ``tuned`` (N, E) by ``share`` g (N, 1)."""
-    return torch.cat([torch.sqrt(1 - share) * untouched, torch.sqrt(share) * tuned], 1)
+def beside(untouched: Tensor, tuned: Tensor) -> Tensor:
+    """Return unit rows (N, D + E) of unit rows ``untouched`` (N, D) and ``tuned`` (N, E)."""
+    return torch.cat([untouched, tuned], 1) * 0.5**0.5
 
 
 class Twin(nn.Module):

@@ -54,7 +54,7 @@ class Network(nn.Module):
             return vectors
         tuned, untouched = self.twin(self.scaled(pixels))
         before = nn.functional.normalize(untouched.float(), dim=1)
-        return beside(before, self.served(tuned), guard(before))
+        return beside(before, self.served(tuned))
 
 
 def lean(network: Network, size: int) -> nn.Module:
@@ -133,6 +133,7 @@ class TorchEncoder:
 
     def __init__(self, tower: Tower, served: Served | None = None, device: str = "auto", spec: Spec | None = None):
         self.spec = spec or make_spec(tower, served)
+        self.guard = None if served is None else served.guard
         self.tower = tower
         self.device = pick_device(device)
         self.format = memory_format(tower.image)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from skumatch.encoder import asking
 from skumatch.runtime.guard import Guard, Twin, beside, twin_of
+from skumatch.runtime.torch import TorchEncoder
 from skumatch.towers.base import Tower
 from skumatch.towers.build import ModelSource, build
 
@@ -124,27 +126,36 @@ def test_threads_do_not_see_each_others_pictures() -> None:
 def test_the_guard_opens_near_the_centres_and_closes_away_from_them() -> None:
     near = nn.functional.normalize(torch.tensor([[1.0, 0.1, 0, 0], [0.5, 0.5, 0.5, 0.5], [-1.0, 0, 0, 0]]), dim=1)
     share = guard({}, threshold=0.7)(near).flatten()
-    assert share[0] > 0.999 and share[1:].tolist() == pytest.approx([0.1, 0.1], abs=1e-4)
-    assert guard({}, threshold=0.5)(near)[1] == pytest.approx(0.55)
+    assert share[0] > 0.999 and share[1:].tolist() == pytest.approx([0, 0], abs=1e-4)
+    assert guard({}, threshold=0.5)(near)[1] == pytest.approx(0.5)
 
 
-def test_a_crop_is_told_apart_by_the_tuned_vector_among_pictures_the_guard_does_not_know() -> None:
-    generator = torch.Generator().manual_seed(0)
-    crop_u, crop_v = (nn.functional.normalize(torch.randn(1, 6, generator=generator), dim=1) for _ in range(2))
-    views_u, views_v = (nn.functional.normalize(torch.randn(9, 6, generator=generator), dim=1) for _ in range(2))
-    share = guard({}, threshold=0.99)(nn.functional.normalize(torch.rand(9, 4, generator=generator), dim=1))
-    scores = beside(crop_u, crop_v, torch.ones(1, 1)) @ beside(views_u, views_v, share).T
-    assert scores.argsort().tolist() == (crop_v @ views_v.T).argsort().tolist()
+def units(count: int, width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return nn.functional.normalize(torch.randn(count, width, generator=generator), dim=1)
 
 
-def test_side_by_side_rows_have_the_dot_product_that_is_promised() -> None:
-    generator = torch.Generator().manual_seed(0)
-    u, v = (nn.functional.normalize(torch.randn(5, d, generator=generator), dim=1) for d in (7, 3))
-    g = torch.rand(5, 1, generator=generator)
-    rows = beside(u, v, g)
-    assert rows.shape == (5, 10) and torch.allclose(rows.norm(dim=1), torch.ones(5))
-    wanted = torch.sqrt((1 - g) @ (1 - g).T) * (u @ u.T) + torch.sqrt(g @ g.T) * (v @ v.T)
-    assert torch.allclose(rows @ rows.T, wanted, atol=1e-6)
+@pytest.mark.parametrize(("threshold", "share"), [(-5.0, 1.0), (5.0, 0.0)])
+def test_a_crop_asks_by_the_tuned_vector_or_by_the_untouched(threshold: float, share: float) -> None:
+    u, v, views_u, views_v = units(3, 4, 0), units(3, 6, 1), units(9, 4, 2), units(9, 6, 3)
+    rows, views = beside(u, v), beside(views_u, views_v)
+    assert torch.allclose(rows.norm(dim=1), torch.ones(3)) and rows.shape == (3, 10)
+    asked = guard({}, threshold=threshold).asking(rows.numpy())
+    wanted = share * (v @ views_v.T) + (1 - share) * (u @ views_u.T)
+    assert torch.allclose(torch.from_numpy(asked) @ views.T, wanted, atol=1e-5)
+    assert torch.allclose((torch.from_numpy(asked) * rows).sum(1), torch.ones(3), atol=1e-5)  # with itself: 1
+
+
+def test_between_the_two_cosines_are_mixed() -> None:
+    u, v = nn.functional.normalize(torch.tensor([[0.5, 0.5, 0.5, 0.5]]), dim=1), units(1, 6, 1)
+    asked = torch.from_numpy(guard({}, threshold=0.5).asking(beside(u, v).numpy()))
+    views_u, views_v = units(5, 4, 2), units(5, 6, 3)
+    assert torch.allclose(asked @ beside(views_u, views_v).T, 0.5 * (u @ views_u.T + v @ views_v.T), atol=1e-5)
+
+
+def test_an_encoder_without_a_guard_asks_with_what_it_gives() -> None:
+    rows = units(2, 8, 0).numpy()
+    assert asking(TorchEncoder(tower_of(CONV), None, "cpu"), rows) is rows
 
 
 def test_a_twin_can_be_copied() -> None:
