@@ -30,8 +30,8 @@ CHUNK = 1024
 class Pool:
     """The vectors of a set of pictures by path; ``problems``: a message per unreadable one.
 
-    ``asked``: the same pictures as queries, where these are embedded in another way (test-time views). ``encoder``: what
-    embedded them, where it asks with other rows than it stores (a guarded one).
+    ``asked``: the same pictures as queries, where these are embedded in another way (test-time views). ``encoder``:
+    what embedded them, where it asks with other rows than it stores (a guarded one).
     """
 
     def __init__(

@@ -19,23 +19,22 @@ from skumatch.spec import Ids, Vectors
 CENTRES = 8  # 4 to 64 separate a shop from clothes about alike
 ROUNDS = 15
 FOLDS = 5
-TAIL = 1.0  # percent of the crops of SKUs left out that may lie under the quantile the threshold hangs on
-SLACK, WIDTH = 0.3, 0.02  # of the distance from that quantile to the median: how far below it, and how soft
+TAIL = 5.0  # percent of the crops of SKUs left out that lie under the threshold
+WIDTH = 0.25  # of the distance from the threshold to their median: how soft it is
 
 
 def fit_guard(vectors: Vectors, labels: Ids, seed: int) -> Guard:
     """Return the guard of training pictures with ``vectors`` (N, D), the untouched encoder's unit rows.
 
     The threshold comes from SKUs that the centres do not know: a fifth of the SKUs is left out in turn and its
-    pictures' cosines with the nearest centre of the others are gathered. Below their 1 % quantile, by 0.3 of its
-    distance from their median, lies the threshold: new SKUs of the same kind of shop are let through, other things
-    are not. ``labels`` int64 (N,). N must be at least 1.
+    pictures' cosines with the nearest centre of the others are gathered. Their 5 % quantile is the threshold: new
+    SKUs of the same kind of shop are let through, other things are not. ``labels`` int64 (N,). N must be at least 1.
     """
     left_out = np.concatenate(_left_out(vectors, labels, seed))
     low, middle = np.percentile(left_out, [TAIL, 50])
     spread = max(float(middle - low), 1e-3)
     centres = torch.from_numpy(spherical_kmeans(vectors, CENTRES, seed))
-    return Guard(centres, float(low) - SLACK * spread, WIDTH * spread)
+    return Guard(centres, float(low), WIDTH * spread)
 
 
 def remember(guard: Guard, image: nn.Module, untouched: Mapping[str, Tensor]) -> Guard:

@@ -29,7 +29,7 @@ class Encoder(Protocol):
 
 
 def asking(encoder: Encoder, vectors: Vectors) -> Vectors:
-    """Return the rows to ask a gallery with, of what ``encoder`` gave of crops: (N, D) as they are, unless it is guarded.
+    """Return the rows to ask a gallery with, of what ``encoder`` gave of crops: as they are, unless guarded.
 
     Every search of crops goes through here; views of a gallery keep the vectors that the encoder gives.
     """

@@ -1,10 +1,10 @@
 """The guard of a fine-tuned encoder: the untouched one stays inside and answers for crops that training never knew.
 
 A fine-tuned encoder is better at home and worse elsewhere. A guarded one gives both its untouched vector u and its
-tuned vector v, side by side. How far v is to be trusted is a question to the crop that asks, by how near its u lies to
-those of the training pictures: with g from 0 to 1 the score of a view is (1 - g) cos(u, u') + g cos(v, v'). Views of the
-gallery carry both in full, so that catalogue pictures, which look unlike any crop, are told apart by v where the crop
-is known. Blocks that were not trained run once for both. Knows nothing about training or files.
+tuned vector v, side by side. How far v is to be trusted is a question to the crop that asks, by how near its u lies
+to those of the training pictures: with g from 0 to 1 the score of a view is (1 - g) cos(u, u') + g cos(v, v'). Views
+of the gallery carry both in full, so that catalogue pictures, which look unlike any crop, are told apart by v where
+the crop is known. Blocks that were not trained run once for both. Knows nothing about training or files.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Guard(nn.Module):
     def forward(self, untouched: Tensor) -> Tensor:
         """Map unit rows (N, D) of the untouched encoder to g (N, 1), 0..1."""
         nearest = F.linear(untouched, self.centres.to(untouched.device)).amax(1, keepdim=True)
-        return torch.sigmoid((nearest - self.threshold) / self.softness)
+        share: Tensor = torch.sigmoid((nearest - self.threshold) / self.softness)
+        return share
 
     def asking(self, vectors: Vectors) -> Vectors:
         """Return float32 (N, D + E) rows to ask a gallery with, of what the encoder gave of the crops.
