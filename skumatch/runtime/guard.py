@@ -72,7 +72,8 @@ class Guard(nn.Module):
 
 def beside(untouched: Tensor, tuned: Tensor) -> Tensor:
     """Return unit rows (N, D + E) of unit rows ``untouched`` (N, D) and ``tuned`` (N, E)."""
-    return torch.cat([untouched, tuned], 1) * 0.5**0.5
+    rows: Tensor = torch.cat([untouched, tuned], 1) * 0.5**0.5
+    return rows
 
 
 class Twin(nn.Module):

@@ -11,11 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from skumatch import artefact
+from skumatch.embed import Pipeline
 from skumatch.encoder import asking, open_encoder
+from skumatch.enrol import build_gallery
 from skumatch.errors import ConfigError, ModelError
+from skumatch.eval.pool import embed_pool
 from skumatch.finetune.guarding import fit_guard, remember, shared_blocks, spherical_kmeans
 from skumatch.finetune.whiten import fit_pca
+from skumatch.match import Matcher
 from skumatch.model import MANIFEST, WEIGHTS, Contents, open_bundle, save_bundle
+from skumatch.readers import open_dataset
 from skumatch.runtime.folding import folded
 from skumatch.runtime.guard import Guard
 from skumatch.runtime.served import Served
@@ -240,6 +245,28 @@ def test_a_guarded_encoder_asks_by_the_untouched_vector_far_from_home(tower: Tow
         assert np.allclose(rows[:, : tower.dim], before * 0.5**0.5, atol=1e-4)
         assert np.allclose(rows[:, tower.dim :], tuned * 0.5**0.5, atol=1e-4)
         assert np.allclose(asking(encoder, rows) @ rows.T, vectors @ vectors.T, atol=1e-3)
+
+
+@pytest.mark.parametrize("threshold", [-5.0, 5.0])
+def test_matching_and_evaluation_ask_through_the_guard(
+    tower: Tower, patterns: Path, tmp_path: Path, threshold: float
+) -> None:
+    """Far from home a guarded model ranks as the untouched encoder does, near it as the tuned one."""
+    guard = Guard(torch.from_numpy(unit(2, tower.dim)), threshold, 0.01, guard_of(tower).differing)
+    guarded = TorchEncoder(tower, Served(guard=guard), "cpu")
+    alone = build(ModelSource(CONV, random_init=True, size=32))
+    alone.image.load_state_dict({**tower.image.state_dict(), **(guard.differing if threshold > 0 else {})})
+    rows, asked = (open_dataset(patterns).split(split).rows for split in ("train", "test"))
+    found = []
+    for name, encoder in (("guarded", guarded), ("alone", TorchEncoder(alone, None, "cpu"))):
+        gallery = build_gallery(tmp_path / name, rows, encoder, Pipeline()).gallery
+        answers = Matcher(encoder, gallery).match([row.path for row in asked], k=3)
+        pool = embed_pool([*rows, *asked], encoder, Pipeline(), None)
+        scores = pool.queries(asked).vectors @ pool.views(rows).vectors.T
+        matches = [match for answer in answers for match in answer.matches]
+        found.append(([match.sku for match in matches], [match.score for match in matches], scores))
+    assert found[0][0] == found[1][0] and found[0][1] == pytest.approx(found[1][1], abs=1e-3)
+    assert np.allclose(found[0][2], found[1][2], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", [CONV, "timm:test_resnet", "timm:mobilenetv2_050", "timm:test_vit"])
