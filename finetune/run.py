@@ -92,7 +92,9 @@ def finetune(
     alike = load_lookalikes(job.lookalikes, split.skus, job.recipe) if job.lookalikes else Lookalikes()
     tower = build(replace(job.source, seed=job.recipe.seed))
     spec = make_spec(tower, Served())
-    Schedule(job.recipe, 1).size(0, spec.size, tower.resizable, tower.patch)  # refused before anything starts
+    course = Schedule(job.recipe, 1)
+    for epoch in range(course.epochs):  # an impossible size is refused before anything starts
+        course.size(epoch, spec.size, tower.resizable, tower.patch)
     start = _start_facts(job, split, spec)
     if folder is not None:
         _require_same(folder, start)

@@ -31,9 +31,8 @@ from skumatch.runtime.served import FEATURES
 from skumatch.spec import Ids, Spec
 from skumatch.towers.base import Tower
 
-VALIDATE_EVERY = (
-    3  # training pictures shown per picture embedded to validate: validation stays below a tenth of the time
-)
+# Training pictures shown per picture that is embedded to validate: validation stays below a tenth of the time.
+VALIDATE_EVERY = 3
 
 
 class Reporter(Protocol):

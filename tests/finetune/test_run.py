@@ -265,7 +265,7 @@ def test_no_readable_picture_at_all_is_an_error(store: Path, tmp_path: Path) -> 
 def test_an_impossible_size_is_refused_before_anything_starts(patterns: Path, tmp_path: Path) -> None:
     source = ModelSource("open_clip:skumatch-tiny-96", random_init=True)
     with pytest.raises(ConfigError, match="takes multiples of 16 px, not 72"):
-        finetune(job(patterns, tmp_path, Recipe(**{**vars(RECIPE), "schedule": Course(sizes="72")}), source))
+        finetune(job(patterns, tmp_path, Recipe(**{**vars(RECIPE), "schedule": Course(sizes="64,72")}), source))
     assert artefact.current(tmp_path) is None
     assert runs(tmp_path) == []
 
