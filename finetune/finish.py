@@ -16,18 +16,20 @@ from torch import Tensor, nn
 from skumatch import images
 from skumatch.embed import ordered_batches
 from skumatch.errors import ImageError
-from skumatch.eval.views import Views, embed_rows
+from skumatch.eval.views import Views, codes_in, embed_rows
 from skumatch.finetune.after import Candidate, Measured, candidates, choose, record
-from skumatch.finetune.guarding import fit_guard, remember
+from skumatch.finetune.guarding import Inside, differing, fit_guard, fit_middle, remember, shared_blocks
 from skumatch.finetune.lora import merge_lora
 from skumatch.finetune.norms import has_batch_norm, reestimate
 from skumatch.finetune.params import frozen_modules
 from skumatch.finetune.trainer import Trainer
 from skumatch.finetune.validate import BLOCK, LAYERS, Validation, choose_layer
 from skumatch.finetune.whiten import fit_pca
-from skumatch.runtime.guard import Guard
+from skumatch.runtime.guard import Guard, HalfWay
 from skumatch.runtime.served import FEATURES, Layer, Served
 from skumatch.runtime.torch import Network, TorchEncoder
+from skumatch.spec import Spec
+from skumatch.technique_store import unit_rows
 
 WHITEN_ON = 20_000  # training pictures at most that PCA is fitted on
 GUARD_ON = 20_000  # validation gallery pictures at most that the guard is fitted on
@@ -76,16 +78,47 @@ def _untouched(trainer: Trainer) -> tuple[float | None, Guard | None]:
     state, split = trainer.state, trainer.split
     image: nn.Module = state.average["image"]
     kept = {name: tensor.clone() for name, tensor in image.state_dict().items()}
+    blocks = shared_blocks(image, differing(state.untouched, kept))
     image.load_state_dict(state.untouched)
-    encoder = TorchEncoder(replace(trainer.tower, image=image, model=image), None, str(state.device), trainer.spec)
+    tower = HalfWay(image, blocks[-1]) if blocks and state.recipe.serve.guard else image
+    encoder = TorchEncoder(
+        replace(trainer.tower, image=tower, model=tower), None, str(state.device), _spec(trainer, tower)
+    )
     views, _ = embed_rows(split.gallery, encoder, trainer.pipeline)
     queries, _ = embed_rows(split.queries, encoder, trainer.pipeline)
+    if isinstance(tower, HalfWay):
+        tower.close()
     image.load_state_dict(kept)
-    top1 = _top1(views, queries)
+    top1 = _top1(_columns(views, 0, trainer.spec.dim), _columns(queries, 0, trainer.spec.dim))
     if not state.recipe.serve.guard or not len(views):
         return top1, None
+    return top1, _guard(views, queries, trainer.spec.dim, state.recipe.seed)
+
+
+def _guard(views: Views, queries: Views, dim: int, seed: int) -> Guard:
+    """Return the guard of untouched vectors: ``dim`` columns of features, then those from half-way, if any."""
     some = views.take(np.unique(np.linspace(0, len(views) - 1, min(GUARD_ON, len(views))).round().astype(np.int64)))
-    return top1, fit_guard(some.vectors, some.codes, state.recipe.seed)
+    guard = fit_guard(_columns(some, 0, dim).vectors, some.codes, seed)
+    if some.vectors.shape[1] > dim:
+        sides = (
+            Inside(_columns(side, 0, dim).vectors, _columns(side, dim, None).vectors, codes_in(side.rows, some.skus))
+            for side in (some, queries)
+        )
+        guard.middle = fit_middle(guard, *sides)
+    return guard
+
+
+def _spec(trainer: Trainer, tower: nn.Module) -> Spec:
+    """Return the trainer's spec with the width of what ``tower`` gives."""
+    size = trainer.spec.size
+    with torch.inference_mode():
+        given = tower.eval()(torch.zeros(1, 3, size, size, device=trainer.state.device))
+    return replace(trainer.spec, dim=given.shape[1])
+
+
+def _columns(views: Views, start: int, end: int | None) -> Views:
+    """Return some of the columns, as unit rows."""
+    return Views(views.rows, unit_rows(views.vectors[:, start:end]) if len(views) else views.vectors[:, start:end])
 
 
 def _top1(views: Views, queries: Views) -> float | None:

@@ -6,6 +6,7 @@ Only vectors of the untouched encoder count here. Knows nothing about networks o
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,14 +14,32 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skumatch.finetune.params import block_of
-from skumatch.runtime.guard import Guard
+from skumatch.runtime.guard import Guard, Middle
 from skumatch.spec import Ids, Vectors
+from skumatch.technique_store import unit_rows
 
 CENTRES = 8  # 4 to 64 separate a shop from clothes about alike
 ROUNDS = 15
 FOLDS = 5
 TAIL = 5.0  # percent of the crops of SKUs left out that lie under the threshold
 WIDTH = 0.25  # of the distance from the threshold to their median: how soft it is
+REACH = 0.75  # of the same distance: how much further than the tuned vector the one from half-way is trusted
+FAR, NEAR = 0.3, 0.05  # weight of the vector from half-way without the tuned one, and beside it
+RIDGE = 0.1  # of the mean eigenvalue, added to all
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Pictures as the untouched encoder sees them: ``features`` (N, D) and averages from half-way ``middle`` (N, C),
+    unit rows both, and the SKU of each as a number, ``codes`` int64 (N,)."""
+
+    features: Vectors
+    middle: Vectors
+    codes: Ids
+
+    def take(self, places: NDArray[np.bool_]) -> Inside:
+        """Return some of them."""
+        return Inside(self.features[places], self.middle[places], self.codes[places])
 
 
 def fit_guard(vectors: Vectors, labels: Ids, seed: int) -> Guard:
@@ -37,27 +56,88 @@ def fit_guard(vectors: Vectors, labels: Ids, seed: int) -> Guard:
     return Guard(centres, float(low), WIDTH * spread)
 
 
+def fit_middle(guard: Guard, views: Inside, queries: Inside) -> Middle | None:
+    """Return the vector from half-way for ``guard``, None where it is of no use.
+
+    It is whitened by how the pictures of one SKU differ (``within_sku``). It is used where on ``queries`` of SKUs that
+    the whitening did not learn from, it takes no right answers from the untouched features; without queries it is not.
+    """
+    skus = np.unique(views.codes)
+    before = after = 0
+    for fold in range(min(FOLDS, len(skus))):
+        out = skus[fold::FOLDS]
+        asked = queries.take(np.isin(queries.codes, out))
+        learnt = within_sku(*_pair(views.take(~np.isin(views.codes, out))))
+        if learnt is None or not len(asked.codes):
+            continue
+        scores = asked.features @ views.features.T
+        before += int((views.codes[scores.argmax(1)] == asked.codes).sum())
+        scores = (1 - FAR) * scores + FAR * (_mapped(learnt, asked.middle) @ _mapped(learnt, views.middle).T)
+        after += int((views.codes[scores.argmax(1)] == asked.codes).sum())
+    whiten = within_sku(*_pair(views))
+    if whiten is None or not after or after < before:
+        return None
+    return Middle(whiten, guard.threshold - REACH * guard.softness / WIDTH, FAR, NEAR)
+
+
+def within_sku(vectors: Vectors, labels: Ids) -> nn.Linear | None:
+    """Return the linear layer that makes the scatter of unit rows ``vectors`` (N, D) within one SKU alike in all
+    directions, None where no SKU has two different pictures.
+
+    Hatch, Kajarekar and Stolcke, "Within-class covariance normalization for SVM-based speaker recognition" (Interspeech
+    2006), with a ridge. In float64. ``labels`` int64 (N,).
+    """
+    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    wide = vectors.astype(np.float64)
+    means = np.zeros((len(counts), vectors.shape[1]))
+    np.add.at(means, places, wide)
+    scattered = wide - (means / counts[:, None])[places]
+    values, columns = np.linalg.eigh(scattered.T @ scattered / max(1, len(vectors)))
+    values = np.maximum(values, 0) + RIDGE * max(float(values.mean()), 0)
+    if not values.min() > 1e-12:
+        return None
+    layer = nn.Linear(vectors.shape[1], vectors.shape[1], bias=False)
+    layer.weight.data.copy_(torch.from_numpy((columns / np.sqrt(values / values.mean())) @ columns.T))
+    return layer.requires_grad_(False)
+
+
+def _pair(pictures: Inside) -> tuple[Vectors, Ids]:
+    return pictures.middle, pictures.codes
+
+
+def _mapped(layer: nn.Linear, vectors: Vectors) -> Vectors:
+    rows: Vectors = vectors @ layer.weight.numpy().T
+    return unit_rows(rows)
+
+
 def remember(guard: Guard, image: nn.Module, untouched: Mapping[str, Tensor]) -> Guard:
     """Return ``guard`` with what training changed: the tensors of ``untouched`` that ``image`` has otherwise, and the
-    blocks in front of the first that changed."""
-    state = image.state_dict()
-    differing = {
-        name: tensor
+    blocks in front of the first that changed; without its middle where there are none."""
+    changed = differing(untouched, image.state_dict())
+    blocks = shared_blocks(image, changed)
+    middle = guard.middle if blocks else None
+    kept = {name: untouched[name] for name in changed}
+    return Guard(guard.centres, guard.threshold, guard.softness, kept, blocks, middle)
+
+
+def differing(untouched: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors of ``untouched`` that training changed, in order."""
+    return [
+        name
         for name, tensor in untouched.items()
         if tensor.is_floating_point() and not torch.equal(tensor, state[name].cpu())
-    }
-    return Guard(guard.centres, guard.threshold, guard.softness, differing, shared_blocks(image, differing))
+    ]
 
 
-def shared_blocks(image: nn.Module, differing: Collection[str]) -> tuple[str, ...]:
-    """Return the blocks of ``image`` in front of the first with a tensor in ``differing``, and that one; empty where
+def shared_blocks(image: nn.Module, changed: Collection[str]) -> tuple[str, ...]:
+    """Return the blocks of ``image`` in front of the first with a tensor in ``changed``, and that one; empty where
     no block is shared or something in front of it changed."""
     names = list(image.state_dict())
     blocks = list(dict.fromkeys(block for name in names if (block := block_of(name)) is not None))
-    changed = {block_of(name) for name in differing}
-    first = next((number for number, block in enumerate(blocks) if block in changed), 0)
+    trained = {block_of(name) for name in changed}
+    first = next((number for number, block in enumerate(blocks) if block in trained), 0)
     before = names[: names.index(next((n for n in names if block_of(n) == blocks[first]), names[0]))] if blocks else []
-    if not first or set(before) & set(differing):
+    if not first or set(before) & set(changed):
         return ()
     return tuple(blocks[: first + 1])
 

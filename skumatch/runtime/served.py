@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skumatch.runtime.guard import Guard
+from skumatch.runtime.guard import Guard, Middle
 
 FEATURES: Final = "features"
 HEAD: Final = "head"
@@ -55,7 +55,7 @@ class Served(nn.Module):
         head = 0 if self.head is None else self.head.out_features
         plain = {FEATURES: features, HEAD: head, BOTH: features + head}[self.layer]
         own = plain if self.whiten is None else self.whiten.out_features
-        return own if self.guard is None else own + features
+        return own if self.guard is None else own + self.guard.width
 
     def forward(self, features: Tensor) -> Tensor:
         """Map float (N, D) features, any length, to float32 (N, E) unit rows; the guard is left to the network."""
@@ -81,6 +81,8 @@ class Served(nn.Module):
                 "softness": guard.softness,
                 "blocks": list(guard.blocks),
             }
+            if (middle := guard.middle) is not None:
+                found["guard"]["middle"] = {"threshold": middle.threshold, "far": middle.far, "near": middle.near}
         return found
 
     def tensors(self) -> dict[str, Tensor]:
@@ -92,6 +94,8 @@ class Served(nn.Module):
             found |= {"skumatch_whiten.weight": self.whiten.weight, "skumatch_whiten.bias": self.whiten.bias}
         if self.guard is not None:
             found["skumatch_guard.centres"] = self.guard.centres
+            if self.guard.middle is not None:
+                found["skumatch_guard.middle"] = self.guard.middle.whiten.weight
             found |= {f"skumatch_untouched.{name}": tensor for name, tensor in self.guard.differing.items()}
         return found
 
@@ -119,4 +123,7 @@ def _guard(settings: dict[str, Any], state: dict[str, Tensor]) -> Guard:
     prefix = "skumatch_untouched."
     differing = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
     centres = state.pop("skumatch_guard.centres")
-    return Guard(centres, settings["threshold"], settings["softness"], differing, tuple(settings["blocks"]))
+    how, middle = settings.get("middle"), None
+    if how:
+        middle = Middle(_linear(state.pop("skumatch_guard.middle")), how["threshold"], how["far"], how["near"])
+    return Guard(centres, settings["threshold"], settings["softness"], differing, tuple(settings["blocks"]), middle)

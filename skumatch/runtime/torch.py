@@ -52,9 +52,11 @@ class Network(nn.Module):
         if guard is None or self.twin is None:
             vectors: Tensor = self.served(self.features(pixels))
             return vectors
-        tuned, untouched = self.twin(self.scaled(pixels))
+        tuned, untouched, half_way = self.twin(self.scaled(pixels))
         before = nn.functional.normalize(untouched.float(), dim=1)
-        return beside(before, self.served(tuned))
+        if guard.middle is None or half_way is None:
+            return beside(before, self.served(tuned))
+        return beside(before, guard.middle(half_way), self.served(tuned))
 
 
 def lean(network: Network, size: int) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skumatch.encoder import asking
-from skumatch.runtime.guard import Guard, Twin, beside, twin_of
+from skumatch.runtime.guard import Guard, HalfWay, Middle, Twin, average, beside, twin_of
 from skumatch.runtime.torch import TorchEncoder
 from skumatch.towers.base import Tower
 from skumatch.towers.build import ModelSource, build
@@ -63,7 +63,7 @@ def test_shared_blocks_change_nothing_in_either_answer(name: str) -> None:
     twin = twin_of(copy.deepcopy(tuned), guard(differing, blocks), size).eval()
     pictures = torch.randn(3, 3, size, size)
     with torch.no_grad():
-        found, untouched = twin(pictures)
+        found, untouched, _ = twin(pictures)
         assert torch.allclose(found, tuned(pictures), atol=1e-5)
         assert torch.allclose(untouched, tower.image(pictures), atol=1e-5)
     assert not torch.allclose(found, untouched, atol=1e-3)
@@ -95,8 +95,8 @@ def test_without_changes_one_tower_answers_for_both() -> None:
     tower = tower_of(CONV)
     twin = twin_of(tower.image, guard({}), 64).eval()
     with torch.no_grad():
-        tuned, untouched = twin(torch.randn(2, 3, 64, 64))
-    assert twin.untouched is None and tuned is untouched
+        tuned, untouched, half_way = twin(torch.randn(2, 3, 64, 64))
+    assert twin.untouched is None and tuned is untouched and half_way is None
 
 
 def test_threads_do_not_see_each_others_pictures() -> None:
@@ -167,3 +167,54 @@ def test_a_twin_can_be_copied() -> None:
     with torch.no_grad():
         wanted = Twin.forward(twin, pictures)[1]
         assert torch.allclose(copy.deepcopy(twin)(pictures)[1], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [CONV, VIT, TINY])
+def test_the_vector_from_half_way_is_the_average_of_what_enters_the_last_block(name: str) -> None:
+    tower = tower_of(name)
+    blocks = chain(tower.image, name)
+    tuned, _ = trained(tower.image, blocks[-1] + ".")
+    size = tower.preprocess.size
+    pictures = torch.randn(3, 3, size, size)
+    seen: list[Tensor] = []
+    hook = tower.image.get_submodule(blocks[-1]).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        features = tower.image(pictures)
+        hook.remove()
+        wanted = average(seen[0], 3)
+        for shared in (True, False):
+            twin = Twin(copy.deepcopy(tuned), copy.deepcopy(tower.image), blocks, shared).eval()
+            _, _, half_way = twin(pictures)
+            assert half_way is not None and half_way.shape[0] == 3
+            assert torch.allclose(half_way, wanted, atol=1e-5)
+        watched = HalfWay(tower.image, blocks[-1])
+        both = watched(pictures)
+        watched.close()
+    assert not tower.image.get_submodule(blocks[-1])._forward_pre_hooks
+    normal = nn.functional.normalize
+    assert torch.allclose(both, torch.cat([normal(features, dim=1), normal(wanted, dim=1)], 1), atol=1e-5)
+
+
+def test_averages_are_over_places_whatever_the_layout() -> None:
+    maps = torch.randn(2, 5, 7, 7)
+    wanted = maps.mean((2, 3))
+    tokens = maps.flatten(2).transpose(1, 2)
+    for inside in (maps, maps.permute(0, 2, 3, 1), tokens, tokens.transpose(0, 1)):
+        assert torch.allclose(average(inside, 2), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "wider", "weights"),
+    [(-5.0, -6.0, (0, 0.1, 0.9)), (5.0, -6.0, (0.6, 0.4, 0)), (5.0, 4.0, (1, 0, 0))],
+    ids=["at home", "between", "far"],
+)
+def test_a_crop_asks_by_the_vector_from_half_way_as_far_as_it_reaches(
+    threshold: float, wider: float, weights: tuple[float, float, float]
+) -> None:
+    whiten = nn.Linear(5, 5, bias=False).requires_grad_(False)
+    asking_guard = Guard(torch.eye(4), threshold, 0.01, {}, ("a", "b"), Middle(whiten, wider, 0.4, 0.1))
+    asked, views = ([units(n, width, seed) for width, seed in ((4, 0), (5, 1), (6, 2))] for n in (3, 7))
+    rows = torch.from_numpy(asking_guard.asking(beside(*asked).numpy()))
+    assert asking_guard.width == 9 and rows.shape == (3, 15)
+    wanted = sum(w * (a @ v.T) for w, a, v in zip(weights, asked, views, strict=True))
+    assert torch.allclose(rows @ beside(*views).T, torch.as_tensor(wanted), atol=1e-5)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skumatch import artefact
@@ -16,16 +17,25 @@ from skumatch.encoder import asking, open_encoder
 from skumatch.enrol import build_gallery
 from skumatch.errors import ConfigError, ModelError
 from skumatch.eval.pool import embed_pool
-from skumatch.finetune.guarding import fit_guard, remember, shared_blocks, spherical_kmeans
+from skumatch.finetune.guarding import (
+    Inside,
+    fit_guard,
+    fit_middle,
+    remember,
+    shared_blocks,
+    spherical_kmeans,
+    within_sku,
+)
 from skumatch.finetune.whiten import fit_pca
 from skumatch.match import Matcher
 from skumatch.model import MANIFEST, WEIGHTS, Contents, open_bundle, save_bundle
 from skumatch.readers import open_dataset
 from skumatch.runtime.folding import folded
-from skumatch.runtime.guard import Guard
+from skumatch.runtime.guard import Guard, HalfWay, Middle
 from skumatch.runtime.served import Served
 from skumatch.runtime.torch import Network, TorchEncoder, make_spec, tensors_digest
 from skumatch.spec import Pixels, Vectors, spec_digest
+from skumatch.technique_store import unit_rows
 from skumatch.towers.base import Tower
 from skumatch.towers.build import ModelSource, build
 
@@ -60,6 +70,20 @@ def guard_of(tower: Tower) -> Guard:
     return Guard(torch.from_numpy(unit(2, tower.dim)), 0.1, 0.05, {name: tower.image.state_dict()[name] * 1.5 + 0.1})
 
 
+def half_way_guard(tower: Tower) -> Guard:
+    """The same, whose last block differs too, with a vector from in front of it."""
+    made = guard_of(tower)
+    blocks = shared_blocks(tower.image, [name for name in tower.image.state_dict() if name.startswith("blocks.")][-1:])
+    last = {name: tensor + 0.1 for name, tensor in tower.image.state_dict().items() if name.startswith(blocks[-1])}
+    inside = HalfWay(tower.image, blocks[-1])
+    with torch.no_grad():
+        width = inside(torch.zeros(1, 3, 32, 32)).shape[1] - tower.dim
+    inside.close()
+    middle = Middle(linear(width, width), 0.05, 0.3, 0.1)
+    floating = {name: tensor for name, tensor in last.items() if tensor.is_floating_point()}
+    return Guard(made.centres, 0.1, 0.05, made.differing | floating, blocks, middle)
+
+
 def test_both_layers_side_by_side_have_the_weighted_cosine(tower: Tower) -> None:
     head = linear(tower.dim, 5)
     features = torch.randn(4, tower.dim)
@@ -79,17 +103,20 @@ def every_way(tower: Tower) -> list[Served]:
         Served("both", head, 0.25, linear(tower.dim + 5, 6, bias=True)),
         Served(guard=guard_of(tower)),
         Served("both", head, 0.25, linear(tower.dim + 5, 6, bias=True), guard_of(tower)),
+        Served(guard=half_way_guard(tower)),
     ]
 
 
-@pytest.mark.parametrize("way", range(7))
+@pytest.mark.parametrize("way", range(8))
 def test_what_is_served_survives_saving(tower: Tower, tmp_path: Path, way: int) -> None:
     served = every_way(tower)[way]
     before = TorchEncoder(tower, served, "cpu")
     save_bundle(tmp_path, tower, served, before.spec, Contents({}, tower.model.state_dict()))
     after = open_encoder(tmp_path, "cpu")
     names = ["features", "head", "both", "features+pca4", "both+pca6", "features+guard", "both+pca6+guard"]
+    names.append("features+guard")
     widths = [tower.dim, 5, tower.dim + 5, 4, 6, 2 * tower.dim, 6 + tower.dim]
+    widths.append(tower.dim + half_way_guard(tower).width)
     found = after.encode(pixels())
     assert after.spec == before.spec and (after.spec.layer, after.spec.dim) == (names[way], widths[way])
     assert found.shape == (3, widths[way]) and np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
@@ -102,9 +129,11 @@ def test_every_part_changes_the_digest(tower: Tower) -> None:
     ways = every_way(tower)
     head = linear(tower.dim, 5)
     ways += [Served("both", head, 0.26), Served(guard=Guard(torch.from_numpy(unit(2, tower.dim)), 0.1, 0.05))]
-    other = guard_of(tower)
+    other, further = guard_of(tower), half_way_guard(tower)
     other.threshold = 0.2
-    ways.append(Served(guard=other))
+    assert further.middle is not None
+    further.middle.far = 0.4
+    ways += [Served(guard=other), Served(guard=further)]
     digests = [make_spec(tower, served).digest for served in ways]
     assert len(set(digests)) == len(digests)
 
@@ -200,6 +229,72 @@ def test_a_guard_of_hardly_anything_is_still_a_guard(count: int) -> None:
     guard = fit_guard(vectors[:count], np.arange(count), 0)
     with torch.no_grad():
         assert guard(torch.from_numpy(vectors[:count])).isfinite().all() and guard.softness > 0
+
+
+def noisy(skus: int, each: int, seed: int) -> tuple[Vectors, NDArray[np.int64]]:
+    """Unit rows of 16 dimensions: two tell the SKU, the others are how a picture was taken, strongly so in four."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(skus), each)
+    angle = 2 * np.pi * labels / skus
+    rows = 0.1 * rng.standard_normal((len(labels), 16))
+    rows[:, :4] *= 40
+    rows[:, 4], rows[:, 5] = rows[:, 4] + 3 * np.cos(angle), rows[:, 5] + 3 * np.sin(angle)
+    return unit_rows(rows.astype(np.float32)), labels
+
+
+def right(vectors: Vectors, views: Vectors, labels: NDArray[np.int64], own: NDArray[np.int64]) -> float:
+    return float((own[(vectors @ views.T).argmax(1)] == labels).mean())
+
+
+def test_scatter_within_a_sku_is_made_alike_in_all_directions() -> None:
+    (vectors, labels), (asked, own) = noisy(12, 20, 0), noisy(12, 5, 1)
+    layer = within_sku(vectors, labels)
+    assert layer is not None
+    mapped = vectors.astype(np.float64) @ layer.weight.numpy().T.astype(np.float64)
+    scattered = np.concatenate([mapped[labels == sku] - mapped[labels == sku].mean(0) for sku in range(12)])
+    values = np.linalg.eigvalsh(scattered.T @ scattered / len(vectors))
+    plain = np.concatenate([vectors[labels == sku] - vectors[labels == sku].mean(0) for sku in range(12)])
+    before = np.linalg.eigvalsh(plain.T @ plain / len(vectors))
+    wanted = np.sort(before / (before + 0.1 * before.mean()))  # all 1 but for the ridge
+    assert np.allclose(values / values.max(), wanted / wanted.max(), atol=1e-4)
+    views, queries = (unit_rows(rows @ layer.weight.numpy().T) for rows in (vectors, asked))
+    assert right(queries, views, own, labels) > right(asked, vectors, own, labels) + 0.2
+
+
+def test_without_two_pictures_of_a_sku_nothing_is_whitened() -> None:
+    vectors, labels = noisy(12, 1, 0)
+    assert within_sku(vectors, labels) is None
+    assert within_sku(vectors[:0], labels[:0]) is None
+    assert within_sku(np.repeat(vectors, 2, 0), np.repeat(labels, 2)) is None
+
+
+def test_the_vector_from_half_way_is_used_where_it_helps_skus_it_was_not_learnt_from() -> None:
+    (middle, labels), (asked, own) = noisy(12, 20, 0), noisy(12, 5, 1)
+    features, queries = (
+        unit_rows((np.eye(12)[codes] + np.random.default_rng(2).normal(0, 0.6, (len(codes), 12))).astype(np.float32))
+        for codes in (labels, own)
+    )
+    guard = Guard(torch.eye(12), 0.7, 0.05)
+    views = Inside(features, middle, labels)
+    found = fit_middle(guard, views, Inside(queries, asked, own))
+    assert found is not None and found.width == 16 and found.threshold < guard.threshold and found.far > found.near
+    scores = queries @ features.T
+    with torch.no_grad():
+        maps = [found(torch.from_numpy(rows)).numpy() for rows in (asked, middle)]
+    both = (1 - found.far) * scores + found.far * maps[0] @ maps[1].T
+    assert (labels[both.argmax(1)] == own).mean() > (labels[scores.argmax(1)] == own).mean()
+
+
+def test_the_vector_from_half_way_is_left_out_where_it_costs_answers_or_nobody_asked() -> None:
+    middle, labels = noisy(12, 20, 0)
+    asked, own = noisy(12, 5, 1)
+    sure = np.eye(12, dtype=np.float32)
+    guard = Guard(torch.eye(12), 0.7, 0.05)
+    views = Inside(unit_rows(sure[labels] + 1.6), middle, labels)  # right, but by little
+    lying = Inside(unit_rows(sure[own] + 1.6), asked, (own + 6) % 12)  # as if half-way, SKUs were swapped
+    assert fit_middle(guard, views, Inside(unit_rows(sure[lying.codes] + 1.6), asked, lying.codes)) is None
+    nobody = Inside(sure[:0], asked[:0], own[:0])
+    assert fit_middle(guard, views, nobody) is None
 
 
 def test_clusters_are_unit_means_of_their_rows() -> None:
