@@ -1,13 +1,14 @@
 """Fine-tuning on real photos: the bars, what each part is worth, and titles as teachers.
 
-Finished fine-tunes and figures are kept in ``--work``, so that a second run resumes. The split test is looked at in the
-bars alone; every choice was made on folds of the training photos.
+Finished fine-tunes and figures are kept in ``--work``, so that a second run resumes: after 75 minutes nothing new is
+started. The split test is looked at in the bars alone; every choice was made on folds of the training photos.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ import numpy as np
 from ablate_bars import HOME_RECIPES
 from ablate_shop import Shop
 from common import Result, arguments
+
+MINUTES = 75
+_STARTED = time.perf_counter()
 
 
 def main() -> None:
@@ -42,8 +46,10 @@ def main() -> None:
 
 
 def kept(file: Path, run: Callable[[], Any]) -> Any:
-    """Return what ``run`` measured, from ``file`` where it was measured before."""
+    """Return what ``run`` measured, from ``file`` where it was measured before. Ends the script when time is up."""
     if not file.exists():
+        if time.perf_counter() - _STARTED > 60 * MINUTES:
+            raise SystemExit(f"{MINUTES} minutes are over; with --work, run it again: what is finished is kept")
         print(f"running {file.stem}", flush=True)
         measured = run()
         file.parent.mkdir(parents=True, exist_ok=True)

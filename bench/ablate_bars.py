@@ -14,7 +14,7 @@ from skumatch.finetune.recipe import load_recipe
 
 SEEDS = (0, 1, 2)
 HALVES = (0, 1, 2, 3)
-HOME_RECIPES = ("default", "quick")
+HOME_RECIPES = ("default", "thorough")
 Rung = Callable[[str, Callable[[], Any]], Any]
 
 

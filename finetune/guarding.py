@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skumatch.finetune.params import block_of
+from skumatch.finetune.validate import better
 from skumatch.runtime.guard import Guard, Middle
 from skumatch.spec import Ids, Vectors
 from skumatch.technique_store import unit_rows
@@ -59,11 +60,11 @@ def fit_guard(vectors: Vectors, labels: Ids, seed: int) -> Guard:
 def fit_middle(guard: Guard, views: Inside, queries: Inside) -> Middle | None:
     """Return the vector from half-way for ``guard``, None where it is of no use.
 
-    It is whitened by how the pictures of one SKU differ (``within_sku``). It is used where on ``queries`` of SKUs that
-    the whitening did not learn from, it takes no right answers from the untouched features; without queries it is not.
+    It is whitened by how the pictures of one SKU differ (``within_sku``). It is not used without ``queries``, nor where
+    on those of SKUs that the whitening did not learn from the untouched features alone are better beyond chance.
     """
     skus = np.unique(views.codes)
-    before = after = 0
+    alone, both = [np.zeros(0, bool)], [np.zeros(0, bool)]
     for fold in range(min(FOLDS, len(skus))):
         out = skus[fold::FOLDS]
         asked = queries.take(np.isin(queries.codes, out))
@@ -71,11 +72,11 @@ def fit_middle(guard: Guard, views: Inside, queries: Inside) -> Middle | None:
         if learnt is None or not len(asked.codes):
             continue
         scores = asked.features @ views.features.T
-        before += int((views.codes[scores.argmax(1)] == asked.codes).sum())
+        alone.append(views.codes[scores.argmax(1)] == asked.codes)
         scores = (1 - FAR) * scores + FAR * (_mapped(learnt, asked.middle) @ _mapped(learnt, views.middle).T)
-        after += int((views.codes[scores.argmax(1)] == asked.codes).sum())
+        both.append(views.codes[scores.argmax(1)] == asked.codes)
     whiten = within_sku(*_pair(views))
-    if whiten is None or not after or after < before:
+    if whiten is None or len(both) == 1 or better(np.concatenate(alone), np.concatenate(both)):
         return None
     return Middle(whiten, guard.threshold - REACH * guard.softness / WIDTH, FAR, NEAR)
 

@@ -102,10 +102,11 @@ def choose_layer(how: parts.Served, validation: Validation) -> Layer:
     if how.layer != "measure":
         return how.layer
     others: tuple[Layer, ...] = (BOTH, HEAD)
-    winners = [layer for layer in others if _better(validation.right[layer], validation.right[FEATURES])]
+    winners = [layer for layer in others if better(validation.right[layer], validation.right[FEATURES])]
     return max(winners, key=lambda layer: int(validation.right[layer].sum()), default=FEATURES)
 
 
-def _better(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
+def better(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
+    """Return whether ``one``, right or wrong per query, bool (Q,), is better than ``other`` beyond chance (McNemar)."""
     gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
     return gained > lost and mcnemar(gained, lost) < SIGNIFICANT
