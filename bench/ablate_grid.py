@@ -32,7 +32,6 @@ BASE: dict[str, Any] = {
     "after": {"wise_ft": [], "soup": 0},
     "val_views": 2,
     "min_steps": 0,
-    "freeze": 0.6,
 }
 SOFTMAX = {"arcface": 0.0, "softmax": 1.0, "retain": 0.0}
 PLAIN = {"retain": 0.0}
@@ -47,21 +46,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "arcface, adaptive margin": {"objectives": PLAIN, "arcface": {"margin": "adaptive", "margin_to": 0.5}},
     "supcon, 8 x 4": {"objectives": {"arcface": 0.0, "supcon": 1.0, "retain": 0.0}, "sampler": {"draw": "pk"}},
     "arcface + look-alike batches": {"objectives": PLAIN, "sampler": {"refresh": True}},
+    "default": {},
     "retain 3": {"objectives": {"retain": 3.0}},
     "retain 10": {"objectives": {"retain": 10.0}},
     "retain 40": {"objectives": {"retain": 40.0}},
-    "retain 10, mode head": {"objectives": {"retain": 10.0}, "mode": "head", "serve": {"layer": "head"}},
-    "retain 10, mode projection": {"objectives": {"retain": 10.0}, "mode": "projection"},
-    "retain 10, mode lora": {"objectives": {"retain": 10.0}, "mode": "lora"},
-    "retain 10, nothing frozen": {"objectives": {"retain": 10.0}, "freeze": 0.0},
-    "retain 10, mirror": {"objectives": {"retain": 10.0}, "augment": {"mirror": 0.5}},
-    "retain 10, more shelf noise": {"objectives": {"retain": 10.0}, "augment": NOISE},
-    "retain 10, squash": {"objectives": {"retain": 10.0}, "resize": "squash"},
-    "retain 10, pad": {"objectives": {"retain": 10.0}, "resize": "pad"},
+    "default, mode head": {"mode": "head", "serve": {"layer": "head"}},
+    "default, mode projection": {"mode": "projection"},
+    "default, mode lora": {"mode": "lora"},
+    "default, nothing frozen": {"freeze": 0.0},
+    "default, 0.6 frozen": {"freeze": 0.6},
+    "default, mirror": {"augment": {"mirror": 0.5}},
+    "default, more shelf noise": {"augment": NOISE},
+    "default, squash": {"resize": "squash"},
+    "default, pad": {"resize": "pad"},
 }
 ALPHAS = (0.25, 0.5, 0.75)
 REESTIMATE = 512  # pictures that batch statistics are estimated on
-MIXED = "retain 10"  # the variant whose weights are mixed with the untouched ones
+MIXED = "default"  # the variant whose weights are mixed with the untouched ones
 
 
 def measure(shop: Shop, rung: Callable[[str, Callable[[], Any]], Any]) -> dict[str, Any]:
