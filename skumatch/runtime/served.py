@@ -78,11 +78,13 @@ class Served(nn.Module):
             guard = self.guard
             found["guard"] = {
                 "threshold": guard.threshold,
+                "home": guard.home,
                 "softness": guard.softness,
+                "between": guard.between,
                 "blocks": list(guard.blocks),
             }
             if (middle := guard.middle) is not None:
-                found["guard"]["middle"] = {"threshold": middle.threshold, "far": middle.far, "near": middle.near}
+                found["guard"]["middle"] = {"far": middle.far, "near": middle.near}
         return found
 
     def tensors(self) -> dict[str, Tensor]:
@@ -116,7 +118,7 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     made.weight.data.copy_(weight)
     if bias is not None:
         made.bias.data.copy_(bias)
-    return made
+    return made.requires_grad_(False)
 
 
 def _guard(settings: dict[str, Any], state: dict[str, Tensor]) -> Guard:
@@ -125,5 +127,6 @@ def _guard(settings: dict[str, Any], state: dict[str, Tensor]) -> Guard:
     centres = state.pop("skumatch_guard.centres")
     how, middle = settings.get("middle"), None
     if how:
-        middle = Middle(_linear(state.pop("skumatch_guard.middle")), how["threshold"], how["far"], how["near"])
-    return Guard(centres, settings["threshold"], settings["softness"], differing, tuple(settings["blocks"]), middle)
+        middle = Middle(_linear(state.pop("skumatch_guard.middle")), how["far"], how["near"])
+    edges = {name: settings[name] for name in ("threshold", "home", "softness", "between")}
+    return Guard(centres, **edges, differing=differing, blocks=tuple(settings["blocks"]), middle=middle)
