@@ -104,7 +104,7 @@ def _guard(views: Views, queries: Views, dim: int, seed: int) -> Guard:
             Inside(_columns(side, 0, dim).vectors, _columns(side, dim, None).vectors, codes_in(side.rows, some.skus))
             for side in (some, queries)
         )
-        guard.middle = fit_middle(*sides)
+        guard.middle = fit_middle(guard, *sides)
     return guard
 
 

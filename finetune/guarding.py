@@ -22,10 +22,10 @@ from skumatch.technique_store import unit_rows
 CENTRES = 8  # 4 to 64 separate a shop from clothes about alike
 ROUNDS = 15
 FOLDS = 5
-TAIL = 5.0  # percent of the crops of SKUs left out that are further away than where edges are measured from
-HOME, SHOP = 0.75, -0.6  # the guard's two edges, in parts of the way from there to their median
-WIDTH = 0.25  # of that way: how soft the edges are
-FAR, NEAR = 0.3, 0.05  # weight of the vector from half-way for crops unlike the training pictures, and like them
+TAIL = 5.0  # percent of the crops of SKUs left out that lie under the threshold
+WIDTH = 0.25  # of the distance from the threshold to their median: how soft it is
+REACH = 0.75  # of the same distance: how much further than the tuned vector the one from half-way is trusted
+FAR, NEAR = 0.3, 0.05  # weight of the vector from half-way without the tuned one, and beside it
 RIDGE = 0.1  # of the mean eigenvalue, added to all
 
 
@@ -46,19 +46,19 @@ class Inside:
 def fit_guard(vectors: Vectors, labels: Ids, seed: int) -> Guard:
     """Return the guard of training pictures with ``vectors`` (N, D), the untouched encoder's unit rows.
 
-    Its edges come from SKUs that the centres do not know: a fifth of the SKUs is left out in turn and its pictures'
-    cosines with the nearest centre of the others are gathered. Between their 5 % quantile and their median lies the
-    edge of home; a little below the quantile that of the shop. ``labels`` int64 (N,). N must be at least 1.
+    The threshold comes from SKUs that the centres do not know: a fifth of the SKUs is left out in turn and its
+    pictures' cosines with the nearest centre of the others are gathered. Their 5 % quantile is the threshold: new
+    SKUs of the same kind of shop are let through, other things are not. ``labels`` int64 (N,). N must be at least 1.
     """
     left_out = np.concatenate(_left_out(vectors, labels, seed))
     low, middle = np.percentile(left_out, [TAIL, 50])
     spread = max(float(middle - low), 1e-3)
     centres = torch.from_numpy(spherical_kmeans(vectors, CENTRES, seed))
-    return Guard(centres, float(low) + SHOP * spread, float(low) + HOME * spread, WIDTH * spread)
+    return Guard(centres, float(low), WIDTH * spread)
 
 
-def fit_middle(views: Inside, queries: Inside) -> Middle | None:
-    """Return the vector from half-way, None where it is of no use.
+def fit_middle(guard: Guard, views: Inside, queries: Inside) -> Middle | None:
+    """Return the vector from half-way for ``guard``, None where it is of no use.
 
     It is whitened by how the pictures of one SKU differ (``within_sku``). It is not used without ``queries``, nor where
     on those of SKUs that the whitening did not learn from the untouched features alone are better beyond chance.
@@ -78,7 +78,7 @@ def fit_middle(views: Inside, queries: Inside) -> Middle | None:
     whiten = within_sku(*_pair(views))
     if whiten is None or len(both) == 1 or better(np.concatenate(alone), np.concatenate(both)):
         return None
-    return Middle(whiten, FAR, NEAR)
+    return Middle(whiten, guard.threshold - REACH * guard.softness / WIDTH, FAR, NEAR)
 
 
 def within_sku(vectors: Vectors, labels: Ids) -> nn.Linear | None:
@@ -118,8 +118,7 @@ def remember(guard: Guard, image: nn.Module, untouched: Mapping[str, Tensor]) ->
     blocks = shared_blocks(image, changed)
     middle = guard.middle if blocks else None
     kept = {name: untouched[name] for name in changed}
-    edges = (guard.threshold, guard.home, guard.softness, guard.between)
-    return Guard(guard.centres, *edges, kept, blocks, middle)
+    return Guard(guard.centres, guard.threshold, guard.softness, kept, blocks, middle)
 
 
 def differing(untouched: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:

@@ -2,12 +2,11 @@
 
 A fine-tuned encoder is better at home and worse elsewhere. A guarded one gives both its untouched vector u and its
 tuned vector v, side by side. How far v is to be trusted is a question to the crop that asks, by how near its u lies
-to those of the training pictures: with g from 0 to 1 the score of a view is (1 - g) cos(u, u') + g cos(v, v'). Pictures
-like those of training have g near 1, those of anything like a shop about a half, other things 0. Views of the gallery
-carry both in full, so that catalogue pictures, which look unlike any crop, are told apart by v where the crop is known.
-Blocks that were not trained run once for both. What they give, half-way through the network, is a third vector m, which
-new products of a shop are told apart by: the score becomes (1 - h) of the above plus h cos(m, m'). Knows nothing about
-training or files.
+to those of the training pictures: with g from 0 to 1 the score of a view is (1 - g) cos(u, u') + g cos(v, v'). Views
+of the gallery carry both in full, so that catalogue pictures, which look unlike any crop, are told apart by v where
+the crop is known. Blocks that were not trained run once for both. What they give, half-way through the network, is a
+third vector m, which new products of a shop are told apart by: the score becomes (1 - h) of the above plus
+h cos(m, m'). Knows nothing about training or files.
 """
 
 from __future__ import annotations
@@ -24,20 +23,21 @@ from torch.nn import functional as F
 
 from skumatch.spec import Vectors
 
-BETWEEN = 0.5
 AGREES = 0.9999  # cosine that sharing blocks must keep with running both networks in full
 
 
 class Middle(nn.Module):
-    """The vector from half-way: what the last shared block gives, averaged over the picture, and how much it counts.
+    """The vector from half-way: what the last shared block gives, averaged over the picture, and when it counts.
 
-    ``whiten``: linear, without bias, on the unit average. ``far``: its weight, 0..1, for crops of a shop that are
-    unlike the training pictures, falling to ``near`` for those that are like them.
+    ``whiten``: linear, without bias, on the unit average. A crop that is as near to the guard's centres as
+    ``threshold`` (a cosine, lower than the guard's) or nearer is compared by it too: with the weight ``far`` where the
+    tuned vector does not count (g = 0), falling to ``near`` where it counts in full (g = 1), 0..1.
     """
 
-    def __init__(self, whiten: nn.Linear, far: float, near: float) -> None:
+    def __init__(self, whiten: nn.Linear, threshold: float, far: float, near: float) -> None:
         super().__init__()
         self.whiten = whiten
+        self.threshold = threshold
         self.far = far
         self.near = near
 
@@ -50,14 +50,16 @@ class Middle(nn.Module):
         """Map float (N, C) averages to float32 (N, ``width``) unit rows."""
         return F.normalize(self.whiten(F.normalize(averages.float(), dim=1)), dim=1)
 
+    def weight(self, nearest: Tensor, share: Tensor, softness: float) -> Tensor:
+        """Return h (N, 1), of cosines with the ``nearest`` centre (N, 1) and g (N, 1)."""
+        return (self.far + (self.near - self.far) * share) * torch.sigmoid((nearest - self.threshold) / softness)
+
 
 class Guard(nn.Module):
     """Says how far a picture is one of those that the encoder was trained for, and remembers the untouched weights.
 
     ``centres`` float32 (K, D): unit rows, the untouched encoder's vectors of the training pictures in K clusters.
-    Of a picture's cosine with the nearest centre, ``threshold`` is where it begins to count as one of a shop and
-    ``home``, which is higher, where as one like the training pictures, both half-way up a logistic of width
-    ``softness``. ``between``: what g is from the one to the other, 0..1.
+    ``threshold``: cosine with the nearest centre at which g is half way up; ``softness``: the logistic's width.
     ``differing``: the untouched image tower's tensors that training changed, by name. ``blocks``: the network's blocks
     that it did not change, in order from the input, then the first that it did; empty where that is not known.
     ``middle``: the vector of what enters the last of ``blocks``; None where it is not used.
@@ -69,9 +71,7 @@ class Guard(nn.Module):
         self,
         centres: Tensor,
         threshold: float,
-        home: float,
         softness: float,
-        between: float = BETWEEN,
         differing: Mapping[str, Tensor] | None = None,
         blocks: tuple[str, ...] = (),
         middle: Middle | None = None,
@@ -79,9 +79,7 @@ class Guard(nn.Module):
         super().__init__()
         self.register_buffer("centres", centres)
         self.threshold = threshold
-        self.home = home
         self.softness = softness
-        self.between = between
         self.differing = dict(differing or {})
         self.blocks = blocks
         self.middle = middle
@@ -93,8 +91,7 @@ class Guard(nn.Module):
 
     def forward(self, untouched: Tensor) -> Tensor:
         """Map unit rows (N, D) of the untouched encoder to g (N, 1), 0..1."""
-        shop, home = self._places(untouched)
-        return self._share(shop, home)
+        return self._share(self._nearest(untouched))
 
     def asking(self, vectors: Vectors) -> Vectors:
         """Return float32 rows to ask a gallery with, of what the encoder gave of the crops, (N, ``width`` + E) both.
@@ -107,23 +104,20 @@ class Guard(nn.Module):
             dim = self.centres.shape[1]
             widths = [dim, self.width - dim, rows.shape[1] - self.width]
             untouched, half_way, tuned = (F.normalize(part, dim=1) for part in torch.split(rows, widths, 1))
-            shop, home = self._places(untouched)
-            share = self._share(shop, home)
+            nearest = self._nearest(untouched)
+            share = self._share(nearest)
             rest = torch.ones_like(share)
             if self.middle is not None:
-                rest = rest - shop * (self.middle.far + (self.middle.near - self.middle.far) * home)
+                rest = rest - self.middle.weight(nearest, share, self.softness)
             parts = [rest * (1 - share) * untouched, (1 - rest) * half_way, rest * share * tuned]
             asked: Vectors = ((2 if self.middle is None else 3) ** 0.5 * torch.cat(parts, 1)).numpy()
         return asked
 
-    def _places(self, untouched: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far pictures are of a shop, and how far they are like the training pictures: (N, 1), 0..1."""
-        nearest = F.linear(untouched, self.centres.to(untouched.device)).amax(1, keepdim=True)
-        shop, home = (torch.sigmoid((nearest - edge) / self.softness) for edge in (self.threshold, self.home))
-        return shop, home
+    def _nearest(self, untouched: Tensor) -> Tensor:
+        return F.linear(untouched, self.centres.to(untouched.device)).amax(1, keepdim=True)
 
-    def _share(self, shop: Tensor, home: Tensor) -> Tensor:
-        return shop * (self.between + (1 - self.between) * home)
+    def _share(self, nearest: Tensor) -> Tensor:
+        return torch.sigmoid((nearest - self.threshold) / self.softness)
 
 
 def beside(*parts: Tensor) -> Tensor:

@@ -78,13 +78,11 @@ class Served(nn.Module):
             guard = self.guard
             found["guard"] = {
                 "threshold": guard.threshold,
-                "home": guard.home,
                 "softness": guard.softness,
-                "between": guard.between,
                 "blocks": list(guard.blocks),
             }
             if (middle := guard.middle) is not None:
-                found["guard"]["middle"] = {"far": middle.far, "near": middle.near}
+                found["guard"]["middle"] = {"threshold": middle.threshold, "far": middle.far, "near": middle.near}
         return found
 
     def tensors(self) -> dict[str, Tensor]:
@@ -118,7 +116,7 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     made.weight.data.copy_(weight)
     if bias is not None:
         made.bias.data.copy_(bias)
-    return made.requires_grad_(False)
+    return made
 
 
 def _guard(settings: dict[str, Any], state: dict[str, Tensor]) -> Guard:
@@ -127,6 +125,5 @@ def _guard(settings: dict[str, Any], state: dict[str, Tensor]) -> Guard:
     centres = state.pop("skumatch_guard.centres")
     how, middle = settings.get("middle"), None
     if how:
-        middle = Middle(_linear(state.pop("skumatch_guard.middle")), how["far"], how["near"])
-    edges = {name: settings[name] for name in ("threshold", "home", "softness", "between")}
-    return Guard(centres, **edges, differing=differing, blocks=tuple(settings["blocks"]), middle=middle)
+        middle = Middle(_linear(state.pop("skumatch_guard.middle")), how["threshold"], how["far"], how["near"])
+    return Guard(centres, settings["threshold"], settings["softness"], differing, tuple(settings["blocks"]), middle)
