@@ -116,7 +116,7 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     made.weight.data.copy_(weight)
     if bias is not None:
         made.bias.data.copy_(bias)
-    return made
+    return made.requires_grad_(False)
 
 
 def _guard(settings: dict[str, Any], state: dict[str, Tensor]) -> Guard:
