@@ -57,6 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default, 0.6 frozen": {"freeze": 0.6},
     "default, mirror": {"augment": {"mirror": 0.5}},
     "default, more shelf noise": {"augment": NOISE},
+    "default, no cut-outs": {"augment": {"cut_out": 0.0}},
     "default, squash": {"resize": "squash"},
     "default, pad": {"resize": "pad"},
 }
@@ -124,12 +125,13 @@ def _rows(shop: Shop, fold: int) -> tuple[list[Row], list[Row]]:
 
 
 def tested(shop: Shop, model: Path | TorchEncoder | None, fold: int) -> dict[str, Any]:
-    """Return right or wrong per query for packages (the fold left out), fruit and clothes."""
+    """Return right or wrong per query: packages (the fold left out), also by catalogue pictures, fruit and clothes."""
     seen, queries = _rows(shop, fold)
     fruit = shop.rows("train", False)[:: 9 if shop.quick else 3]
     own = shop.folds(fruit) == fold
     sides = {
         "packaged": ([row for row in seen if row.split == "train"], queries),
+        "catalogue": (shop.catalogue, queries),
         "fruit": (
             [r for r, out in zip(fruit, own, strict=True) if not out],
             [r for r, out in zip(fruit, own, strict=True) if out],

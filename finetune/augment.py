@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from skumatch.finetune.noise import MIRROR, glare, low_res, motion, shadow
+from skumatch.finetune.noise import MIRROR, cut_out, glare, low_res, motion, shadow
 from skumatch.finetune.parts import Augment
 
 DRAWS = 64
@@ -45,7 +45,7 @@ def augment(canvas: Tensor, aspect: Tensor, u: Tensor, size: int, how: Augment) 
     )
     lit = glare(shadow(light(warped, u, how), u, how.shadow), u, how.glare)
     soft = low_res(motion(blur(lit, u, how), u, how.motion), u, how.low_res)
-    return occlude(soft, u, how).clamp(0, 255)
+    return cut_out(occlude(soft, u, how).clamp(0, 255), u, how.cut_out)
 
 
 def warp_grid(aspect: Tensor, u: Tensor, size: int, how: Augment) -> Tensor:

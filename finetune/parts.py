@@ -251,7 +251,8 @@ class Augment:
     ``perspective`` as a share of the side, ``colour`` (exposure, contrast, saturation, white balance) relative. The
     others are probabilities: ``blur`` (defocus), ``motion`` (blur along a line), ``low_res`` (few pixels, enlarged),
     ``jpeg``, ``glare``, ``shadow``, ``occlusion`` (a price rail or a box), ``bleed`` (a neighbouring pack at the edge),
-    ``background`` (another background behind pictures from a studio) and ``mirror``.
+    ``background`` (another background behind pictures from a studio), ``cut_out`` (photos cut out on white, like
+    catalogue pictures) and ``mirror``.
     """
 
     min_scale: float = 0.35
@@ -267,9 +268,11 @@ class Augment:
     occlusion: float = 0.25
     bleed: float = 0.0
     background: float = 0.0
+    cut_out: float = 0.0
     mirror: float = 0.0
 
     def __post_init__(self) -> None:
         within("augment", self, min_scale=(0.05, 1), rotation=(0, 45), perspective=(0, 0.3), colour=(0, 0.9))
-        chances = ("blur", "motion", "low_res", "jpeg", "glare", "shadow", "occlusion", "bleed", "background", "mirror")
+        chances = ("blur", "motion", "low_res", "jpeg", "glare", "shadow", "occlusion", "bleed", "background")
+        chances += ("cut_out", "mirror")
         within("augment", self, **dict.fromkeys(chances, (0, 1)))

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
+from torch.nn import functional as F
 
 from skumatch.dataset import Row
 from skumatch.errors import DataError
 from skumatch.finetune.augment import DRAWS, augment, draws, warp_grid
-from skumatch.finetune.noise import glare, low_res, motion, shadow, shelf_noise
+from skumatch.finetune.noise import cut_out, glare, low_res, motion, shadow, shelf_noise
 from skumatch.finetune.parts import Augment
 from skumatch.finetune.preview import GAP, TILE, preview
 from skumatch.finetune.recipe import Recipe
@@ -24,7 +25,7 @@ from skumatch.readers import open_dataset
 
 SIZE = 48
 QUIET = Augment(1.0, 0, 0, 0, blur=0, jpeg=0, occlusion=0)
-ALL = Augment(motion=0.5, low_res=0.5, glare=0.5, shadow=0.5, mirror=0.5)
+ALL = Augment(motion=0.5, low_res=0.5, glare=0.5, shadow=0.5, cut_out=0.5, mirror=0.5)
 
 
 def pictures(count: int = 6, seed: int = 0) -> Tensor:
@@ -41,7 +42,7 @@ def drawn(count: int = 6, **columns: float) -> Tensor:
 Noise = Callable[[Tensor, Tensor, float], Tensor]
 
 
-@pytest.mark.parametrize(("noise", "column"), [(motion, 32), (low_res, 35), (glare, 37), (shadow, 44)])
+@pytest.mark.parametrize(("noise", "column"), [(motion, 32), (low_res, 35), (glare, 37), (shadow, 44), (cut_out, 60)])
 def test_only_the_pictures_that_are_drawn_change(noise: Noise, column: int) -> None:
     images, u = pictures(), drawn()
     u[:, column] = torch.tensor([0.0, 0.9, 0.1, 0.9, 0.2, 0.9])
@@ -50,7 +51,7 @@ def test_only_the_pictures_that_are_drawn_change(noise: Noise, column: int) -> N
     assert torch.equal(noise(images, u, 0.0), images)
 
 
-@pytest.mark.parametrize("noise", [motion, low_res, glare, shadow])
+@pytest.mark.parametrize("noise", [motion, low_res, glare, shadow, cut_out])
 def test_a_picture_is_changed_alike_in_any_batch(noise: Noise) -> None:
     images, u = pictures(), drawn()
     whole = noise(images, u, 1.0)
@@ -85,6 +86,18 @@ def test_glare_only_brightens_and_shadow_only_darkens() -> None:
     assert (bright >= images - 1e-3).all() and bright.max() <= 255
     assert (dark <= images + 1e-3).all() and (dark >= 0.3 * images).all()
     assert (dark < 0.8 * images).flatten(1).any(1).all() and (bright > images + 20).flatten(1).any(1).all()
+
+
+def test_a_cut_out_picture_is_whole_in_the_middle_and_white_around() -> None:
+    images = pictures()
+    seen = cut_out(images, drawn(c60=0.0, c61=0.5, c62=1.0, c63=0.0), 1.0)
+    rim = torch.cat([seen[:, :, 0], seen[:, :, -1], seen[:, :, :, 0], seen[:, :, :, -1]], 2)
+    assert torch.allclose(rim, torch.full_like(rim, 255.0))
+    side = round(0.75 * SIZE)
+    smaller = F.interpolate(images, side, mode="bilinear", align_corners=False)
+    start = (SIZE - side) // 2
+    middle = slice(start + 4, start + side - 4)
+    assert torch.allclose(seen[:, :, middle, middle], smaller[:, :, 4:-4, 4:-4], atol=1e-2)
 
 
 def test_the_mirror_turns_what_the_crop_would_have_shown() -> None:

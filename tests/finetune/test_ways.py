@@ -39,7 +39,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "look-alikes": {"sampler": {"refresh": True, "group": 2}},
     "mixes": {"after": {"wise_ft": [0.5, 1.0], "soup": 2, "batch_norm": 12}, "hold_out": 0.34},
     "restarts": {"schedule": {"kind": "restarts", "cycle_len": 1, "sizes": "32,64"}},
-    "noise": {"augment": dict.fromkeys(("motion", "low_res", "glare", "shadow", "bleed", "background", "mirror"), 0.5)},
+    "noise": {
+        "augment": dict.fromkeys(
+            ("motion", "low_res", "glare", "shadow", "bleed", "background", "cut_out", "mirror"), 0.5
+        )
+    },
 }
 
 
