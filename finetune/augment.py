@@ -17,19 +17,19 @@ from torch.nn import functional as F
 from skumatch.finetune.noise import MIRROR, cut_out, glare, low_res, motion, shadow
 from skumatch.finetune.parts import Augment
 
-DRAWS = 64
+DRAWS = 68
 JPEG_DRAW, JPEG_QUALITY_DRAW = 30, 31
 Draws = NDArray[np.float64]
 
 
 def draws(seed: int, epoch: int, positions: NDArray[np.int64], time: int = 0) -> Draws:
-    """Return uniform numbers (N, 64) in [0, 1) for the pictures at ``positions``, shown for the ``time``-th time."""
+    """Return uniform numbers (N, 68) in [0, 1) for the pictures at ``positions``, shown for the ``time``-th time."""
     more = (time,) if time else ()
     return np.stack([np.random.default_rng((seed, epoch, int(i), 2, *more)).random(DRAWS) for i in positions])
 
 
 def jpeg_quality(draw: Draws, how: Augment) -> int | None:
-    """Return the JPEG quality for one picture's (64,) draws, None where it stays as it is."""
+    """Return the JPEG quality for one picture's (68,) draws, None where it stays as it is."""
     if draw[JPEG_DRAW] >= how.jpeg:
         return None
     return int(25 + 65 * draw[JPEG_QUALITY_DRAW])
@@ -38,7 +38,7 @@ def jpeg_quality(draw: Draws, how: Augment) -> int | None:
 def augment(canvas: Tensor, aspect: Tensor, u: Tensor, size: int, how: Augment) -> Tensor:
     """Return float32 (N, 3, size, size) in 0..255 from uint8 (N, 3, R, R) canvases.
 
-    ``aspect`` float (N,): width / height before the picture was squashed to the canvas. ``u`` float (N, 64) draws.
+    ``aspect`` float (N,): width / height before the picture was squashed to the canvas. ``u`` float (N, 68) draws.
     """
     warped = F.grid_sample(
         canvas.float(), warp_grid(aspect, u, size, how), mode="bilinear", padding_mode="reflection", align_corners=False

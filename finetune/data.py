@@ -24,7 +24,7 @@ from skumatch.finetune.recipe import Recipe
 from skumatch.finetune.studio import BACKGROUND, BLEED, beside, is_studio, replace_background
 from skumatch.spec import Ids, Image
 
-Decoded = tuple[NDArray[np.uint8], float, Draws]  # canvas (3, R, R), width / height, draws (64,)
+Decoded = tuple[NDArray[np.uint8], float, Draws]  # canvas (3, R, R), width / height, draws (68,)
 
 SET_ASIDE = 0.1  # share of the training pictures that validates where the data has no val split
 
@@ -192,7 +192,7 @@ class Canvases:
 
 @dataclass(frozen=True)
 class Batch:
-    """Canvases uint8 (N, 3, R, R), aspects float64 (N,), draws float64 (N, 64) and labels int64 (N,)."""
+    """Canvases uint8 (N, 3, R, R), aspects float64 (N,), draws float64 (N, 68) and labels int64 (N,)."""
 
     canvases: Tensor
     aspects: Tensor

@@ -1,6 +1,6 @@
 """Noises of shop photos on whole batches: motion, few pixels, glare and shadow; and all of them as a v2 transform.
 
-Each function takes pictures float32 (N, 3, S, S) in 0..255, draws float (N, 64) in [0, 1) and the share of pictures to
+Each function takes pictures float32 (N, 3, S, S) in 0..255, draws float (N, 68) in [0, 1) and the share of pictures to
 change, and returns pictures of the same shape; which columns of the draws it reads is written beside it. Knows nothing
 about training.
 """

@@ -56,7 +56,7 @@ def background_mask(image: Image) -> NDArray[np.float32]:
 def replace_background(image: Image, draw: Draws, other: Image | None) -> Image:
     """Return a studio picture on another background: ``other``, blurred, or a gradient of two colours.
 
-    ``draw``: (64,) in [0, 1), of which columns 55 to 59 count.
+    ``draw``: (68,) in [0, 1), of which columns 55 to 59 count.
     """
     import cv2
 
@@ -75,7 +75,7 @@ def replace_background(image: Image, draw: Draws, other: Image | None) -> Image:
 def beside(image: Image, draw: Draws, other: Image) -> Image:
     """Return the picture with a strip of ``other`` at its left or right edge, as on a crowded shelf.
 
-    ``draw``: (64,) in [0, 1): column 51 chooses the side, 52 the width, 8 to 25 % of the picture's.
+    ``draw``: (68,) in [0, 1): column 51 chooses the side, 52 the width, 8 to 25 % of the picture's.
     """
     import cv2
 

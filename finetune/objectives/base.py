@@ -18,7 +18,7 @@ class Seen:
 
     ``features`` float (N, D): the encoder's, any length; ``embeddings`` float (N, E): the training head's. ``labels``
     int64 (N,). ``pictures`` float32 (N, 3, S, S) in 0..255 as the encoder saw them. ``ramp`` 0..1: how far the margin
-    has risen. ``draws`` float64 (N, 64) in [0, 1), keyed by picture and epoch; objectives may use columns 60 to 63.
+    has risen. ``draws`` float64 (N, 68) in [0, 1), keyed by picture and epoch; objectives may use columns 64 to 67.
     """
 
     features: Tensor

@@ -15,7 +15,7 @@ from skumatch.finetune.objectives.base import Objective, Seen, Setting
 from skumatch.finetune.objectives.supcon import Temperature
 from skumatch.towers.base import TextTower, Tower
 
-TEMPLATE_DRAW = 60
+TEMPLATE_DRAW = 64
 TOKENISED = 1_000_000  # titles times templates that are kept as ids; beyond, titles are tokenised per batch
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from skumatch.finetune.augment import JPEG_DRAW, JPEG_QUALITY_DRAW, augment, blur, draws, jpeg_quality
+from skumatch.finetune.augment import DRAWS, JPEG_DRAW, JPEG_QUALITY_DRAW, augment, blur, draws, jpeg_quality
 from skumatch.finetune.parts import Augment
 
 OFF = Augment(min_scale=1, rotation=0, perspective=0, colour=0, blur=0, jpeg=0, occlusion=0)
@@ -28,7 +28,7 @@ def uniform(count: int, seed: int = 0) -> torch.Tensor:
 
 def test_draws_depend_on_seed_epoch_and_picture_alone() -> None:
     together = draws(1, 2, np.array([5, 9, 7]))
-    assert together.shape == (3, 64)
+    assert together.shape == (3, DRAWS)
     assert np.array_equal(together[2], draws(1, 2, np.array([7]))[0])
     assert not np.array_equal(draws(1, 2, np.array([7])), draws(1, 3, np.array([7])))
     assert not np.array_equal(draws(1, 2, np.array([7])), draws(2, 2, np.array([7])))

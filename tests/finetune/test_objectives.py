@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from skumatch.errors import ModelError
+from skumatch.finetune.augment import DRAWS
 from skumatch.finetune.objectives.arcface import NormalizedSoftmax, SubCentreArcFace, adaptive_margins
 from skumatch.finetune.objectives.base import Objective, Seen, Setting
 from skumatch.finetune.objectives.build import objectives
-from skumatch.finetune.objectives.clip import Clip, text_parameters
+from skumatch.finetune.objectives.clip import TEMPLATE_DRAW, Clip, text_parameters
 from skumatch.finetune.objectives.distil import Distil
 from skumatch.finetune.objectives.retain import Retain
 from skumatch.finetune.objectives.supcon import SupCon, Temperature
@@ -38,7 +39,7 @@ def rows(count: int = len(LABELS), seed: int = 0, dim: int = DIM) -> Tensor:
 def seen(embeddings: Tensor, labels: Tensor = LABELS, ramp: float = 1.0, features: Tensor | None = None) -> Seen:
     n = len(labels)
     pictures = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 255
-    draws = torch.rand(n, 64, generator=torch.Generator().manual_seed(4)).double()
+    draws = torch.rand(n, DRAWS, generator=torch.Generator().manual_seed(4)).double()
     return Seen(embeddings if features is None else features, embeddings, labels, pictures, ramp, draws)
 
 
@@ -310,7 +311,7 @@ def test_templates_are_drawn_per_picture_and_step(clip_tower: Tower) -> None:
     values = set()
     for draw in (0.0, 0.999):
         batch = seen(rows(), features=features)
-        batch.draws[:, 60] = draw
+        batch.draws[:, TEMPLATE_DRAW] = draw
         values.add(round(number(loss(batch)), 6))
     assert len(values) == 2
 
