@@ -61,6 +61,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default, squash": {"resize": "squash"},
     "default, pad": {"resize": "pad"},
 }
+FEW = 4  # pictures per SKU
+SHOWN = {"min_steps": 240}  # as the default recipe, which the others here are shorter than
+SCARCE: dict[str, dict[str, Any]] = {
+    "4 pictures per SKU, 4 epochs": {"on": "few"},
+    "4 pictures per SKU, 240 steps": {"on": "few"} | SHOWN,
+    "4 pictures per SKU, 240 steps, softmax": {"on": "few", "objectives": SOFTMAX} | SHOWN,
+    "catalogue pictures only": {"on": "catalogue"} | SHOWN,
+    "catalogue pictures only, other backgrounds": {"on": "catalogue", "augment": {"background": 0.5}} | SHOWN,
+}
 ALPHAS = (0.25, 0.5, 0.75)
 REESTIMATE = 512  # pictures that batch statistics are estimated on
 MIXED = "default"  # the variant whose weights are mixed with the untouched ones
@@ -68,10 +77,17 @@ MIXED = "default"  # the variant whose weights are mixed with the untouched ones
 
 def measure(shop: Shop, rung: Callable[[str, Callable[[], Any]], Any]) -> dict[str, Any]:
     """Run every variant that is not finished and return top-1 with intervals, pooled over the folds."""
-    names = list(VARIANTS)[:1] if shop.quick else list(VARIANTS)
-    runs = {} if shop.quick else {"untouched": _folds(shop, rung, "untouched", lambda fold: tested(shop, None, fold))}
+    every = VARIANTS | SCARCE
+    names = list(every)[:1] if shop.quick else list(every)
+    runs: dict[str, Any] = {}
+    for name in () if shop.quick else ("untouched", "4 pictures per SKU, untouched"):
+        few = name != "untouched"
+        runs[name] = _folds(shop, rung, name, lambda fold, few=few: tested(shop, None, fold, few))
     for name in names:
-        runs[name] = _folds(shop, rung, name, lambda fold, name=name: tested(shop, trained(shop, name, fold), fold))
+        few = every[name].get("on") == "few"
+        runs[name] = _folds(
+            shop, rung, name, lambda fold, name=name, few=few: tested(shop, trained(shop, name, fold), fold, few)
+        )
     for alpha in () if shop.quick else ALPHAS:
         name = f"{MIXED}, WiSE-FT {alpha}"
         runs[name] = _folds(shop, rung, name, lambda fold, alpha=alpha: tested(shop, mixed(shop, fold, alpha), fold))
@@ -92,9 +108,12 @@ def _hits(run: dict[str, list[float]]) -> Hits:
 
 def trained(shop: Shop, name: str, fold: int) -> Path:
     """Fine-tune one variant without one fold."""
-    changes = dict(VARIANTS[name])
-    source = replace(shop.source, resize=changes.pop("resize", None))
-    return shop.train(f"grid/{name}-{fold}", recipe_of(changes, fold, shop.quick), _rows(shop, fold)[0], source).store
+    changes = dict((VARIANTS | SCARCE)[name])
+    source, on = replace(shop.source, resize=changes.pop("resize", None)), changes.pop("on", None)
+    rows = _rows(shop, fold, on == "few")[0]
+    if on == "catalogue":
+        rows = [replace(row, split="train") for row in shop.catalogue]
+    return shop.train(f"grid/{name}-{fold}", recipe_of(changes, fold, shop.quick), rows, source).store
 
 
 def mixed(shop: Shop, fold: int, alpha: float) -> TorchEncoder:
@@ -117,16 +136,22 @@ def recipe_of(changes: dict[str, Any], seed: int, quick: bool) -> Recipe:
     return load_recipe("default", **merged)
 
 
-def _rows(shop: Shop, fold: int) -> tuple[list[Row], list[Row]]:
+def _rows(shop: Shop, fold: int, few: bool = False) -> tuple[list[Row], list[Row]]:
+    """Return what is trained on and the photos of the fold: with the split val, or ``FEW`` photos of each SKU."""
     rows = shop.rows("train", True)
     folds = shop.folds(rows)
     seen = [row for row, number in zip(rows, folds, strict=True) if number != fold]
-    return seen + shop.rows("val", True), [row for row, number in zip(rows, folds, strict=True) if number == fold]
+    if few:
+        mixed_up = [seen[int(place)] for place in np.random.default_rng(fold).permutation(len(seen))]
+        seen = [row for sku in sorted({r.sku for r in seen}) for row in [r for r in mixed_up if r.sku == sku][:FEW]]
+    return seen + ([] if few else shop.rows("val", True)), [
+        row for row, number in zip(rows, folds, strict=True) if number == fold
+    ]
 
 
-def tested(shop: Shop, model: Path | TorchEncoder | None, fold: int) -> dict[str, Any]:
+def tested(shop: Shop, model: Path | TorchEncoder | None, fold: int, few: bool = False) -> dict[str, Any]:
     """Return right or wrong per query: packages (the fold left out), also by catalogue pictures, fruit and clothes."""
-    seen, queries = _rows(shop, fold)
+    seen, queries = _rows(shop, fold, few)
     fruit = shop.rows("train", False)[:: 9 if shop.quick else 3]
     own = shop.folds(fruit) == fold
     sides = {
