@@ -99,7 +99,7 @@ def cut_out(images: Tensor, u: Tensor, share: float) -> Tensor:
     power = 2 + 8 * v[:, 62]
     inside = (x.abs() / scale) ** power + (y.abs() / scale) ** power
     mask = torch.sigmoid((1 - inside) * 20)[:, None]
-    grid = torch.stack(torch.broadcast_tensors(x / scale, y / scale), -1)
+    grid = torch.stack([(x / scale).expand_as(inside), (y / scale).expand_as(inside)], -1)
     small = F.grid_sample(images[chosen], grid, mode="bilinear", padding_mode="border", align_corners=False)
     white = 255 - 25 * v[:, 63:64]
     return images.index_copy(0, chosen, small * mask + white * (1 - mask))

@@ -273,6 +273,5 @@ class Augment:
 
     def __post_init__(self) -> None:
         within("augment", self, min_scale=(0.05, 1), rotation=(0, 45), perspective=(0, 0.3), colour=(0, 0.9))
-        chances = ("blur", "motion", "low_res", "jpeg", "glare", "shadow", "occlusion", "bleed", "background")
-        chances += ("cut_out", "mirror")
-        within("augment", self, **dict.fromkeys(chances, (0, 1)))
+        strengths = ("min_scale", "rotation", "perspective", "colour")
+        within("augment", self, **dict.fromkeys((name for name in vars(self) if name not in strengths), (0, 1)))
