@@ -1,7 +1,7 @@
 """Fine-tuning on real photos: the bars, what each part is worth, and titles as teachers.
 
 Finished fine-tunes and figures are kept in ``--work``, so that a second run resumes: after 75 minutes nothing new is
-started. The split test is looked at in the bars alone; every choice was made on folds of the training photos.
+started. The split test is looked at in the bars alone; the parts are measured on folds of the training photos.
 """
 
 from __future__ import annotations
