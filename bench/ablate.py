@@ -77,12 +77,12 @@ def tables(found: dict[str, Any]) -> None:
             f"half of the packages, seed {seed}: the other half"
             f" {run['untouched']['top1']:.1f} -> {run['tuned']['top1']:.1f}"
         )
-    print(f"\n{'folds of the packages':34} {'packaged':>9} {'95 %':>13} {'catalogue':>10} {'fruit':>7} {'clothes':>8}")
+    print(f"\n{'folds of the packages':44} {'packaged':>9} {'95 %':>13} {'catalogue':>10} {'fruit':>7} {'clothes':>8}")
     for name, places in found["parts"].items():
         own = places["packaged"]
         interval = f"{own['low']:.1f}-{own['high']:.1f}"
         print(
-            f"{name:34} {own['top1']:9.1f} {interval:>13} {places['catalogue']['top1']:10.1f}"
+            f"{name:44} {own['top1']:9.1f} {interval:>13} {places['catalogue']['top1']:10.1f}"
             f" {places['fruit']['top1']:7.1f} {places['clothes']['top1']:8.1f}"
         )
     print(f"\ntitles, two crops per SKU: {json.dumps(found['titles'])}\n")

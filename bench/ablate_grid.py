@@ -60,7 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default, pad": {"resize": "pad"},
 }
 FEW = 4  # pictures per SKU
-SHOWN = {"min_steps": 240}  # as the default recipe, which the others here are shorter than
+SHOWN = {"min_steps": load_recipe("default").min_steps}  # the others here are shorter than the default recipe
 SCARCE: dict[str, dict[str, Any]] = {
     "4 pictures per SKU, 4 epochs": {"on": "few"},
     "4 pictures per SKU, 240 steps": {"on": "few"} | SHOWN,

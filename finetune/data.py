@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from skumatch.errors import DataError, ImageError
 from skumatch.finetune.augment import DRAWS, Draws, draws, jpeg_quality
 from skumatch.finetune.batches import nth
 from skumatch.finetune.recipe import Recipe
-from skumatch.finetune.studio import BACKGROUND, BLEED, beside, is_studio, replace_background
+from skumatch.finetune.studio import on_shelf, through_jpeg
 from skumatch.spec import Ids, Image
 
 Decoded = tuple[NDArray[np.uint8], float, Draws]  # canvas (3, R, R), width / height, draws (68,)
@@ -164,20 +163,12 @@ class Canvases:
         side = round(size / math.sqrt((1 + how.min_scale) / 2))
         draw = draws(self.recipe.seed, epoch, np.array([place]), time)[0]
         try:
-            image = self._on_shelf(images.read_image(row.path, self.max_pixels), row.sku, draw)
+            plain = images.read_image(row.path, self.max_pixels)
+            image = on_shelf(plain, draw, how, lambda where: self._other(row.sku, where))
             return _canvas(image, side, jpeg_quality(draw, how)), image.shape[1] / image.shape[0], draw
         except ImageError as error:
             self.failures.setdefault(row.path, error)
             return error
-
-    def _on_shelf(self, image: Image, sku: str, draw: Draws) -> Image:
-        """Give a studio picture another background and a crop a neighbour, where the draws say so."""
-        how = self.recipe.augment
-        if draw[BACKGROUND] < how.background and is_studio(image):
-            image = replace_background(image, draw, self._other(sku, draw[BACKGROUND + 1]))
-        if draw[BLEED] < how.bleed and (other := self._other(sku, draw[BLEED + 3])) is not None:
-            image = beside(image, draw, other)
-        return image
 
     def _other(self, sku: str, where: float) -> Image | None:
         """Return the picture at ``where``, 0..1, of the training rows; None when it shows the same SKU or is broken."""
@@ -210,10 +201,4 @@ def _canvas(image: NDArray[np.uint8], side: int, quality: int | None) -> NDArray
 
     how = Preprocess(side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", 1.0, "bilinear")
     canvas = images.to_pixels(image, how)
-    if quality is None:
-        return canvas
-    from PIL import Image as PILImage
-
-    stream = BytesIO()
-    PILImage.fromarray(canvas.transpose(1, 2, 0)).save(stream, "JPEG", quality=quality)
-    return np.asarray(PILImage.open(stream)).transpose(2, 0, 1)
+    return canvas if quality is None else through_jpeg(canvas.transpose(1, 2, 0), quality).transpose(2, 0, 1)

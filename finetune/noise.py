@@ -1,4 +1,4 @@
-"""Noises of shop photos on whole batches: motion, few pixels, glare and shadow; and all of them as a v2 transform.
+"""Noises of shop photos on whole batches: motion, few pixels, glare, shadow, cut-outs; and all as a v2 transform.
 
 Each function takes pictures float32 (N, 3, S, S) in 0..255, draws float (N, 68) in [0, 1) and the share of pictures to
 change, and returns pictures of the same shape; which columns of the draws it reads is written beside it. Knows nothing
@@ -8,6 +8,7 @@ about training.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,13 +118,35 @@ def _plane(images: Tensor) -> tuple[Tensor, Tensor]:
     return x[None], y[None]
 
 
+def _always(answer: Any, _: float) -> Any:
+    return answer
+
+
+def _one_by_one(batch: Tensor, u: Tensor, how: Any) -> Tensor:
+    """Return pictures (N, 3, H, W) with what is done to them one at a time on the CPU: background, neighbour, JPEG."""
+    from skumatch.finetune.augment import jpeg_quality
+    from skumatch.finetune.studio import on_shelf, through_jpeg
+
+    def plain(number: int) -> Any:
+        return batch[number].permute(1, 2, 0).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
+
+    result = batch.clone()
+    for number, draw in enumerate(u.cpu().numpy()):
+        before, quality = plain(number), jpeg_quality(draw, how)
+        neighbour = plain(number - 1) if len(batch) > 1 else None
+        after = on_shelf(before, draw, how, partial(_always, neighbour))
+        after = after if quality is None else through_jpeg(after, quality)
+        if after is not before:
+            result[number] = torch.from_numpy(after.copy()).permute(2, 0, 1).to(batch.device, batch.dtype)
+    return result
+
+
 def shelf_noise(how: Any = None, size: int | None = None) -> Any:
     """Return a torchvision v2 transform that applies the shelf augmentation of a recipe, for training elsewhere.
 
     ``how``: parts.Augment (None: its defaults). ``size``: side of the pictures it returns (None: the shorter side of
     what it is given). It takes pictures (3, H, W) or batches (N, 3, H, W), uint8 or float in 0..255, draws from torch's
-    generator, and returns the dtype that it was given. JPEG, neighbours and backgrounds are left out: they are made
-    where pictures are decoded.
+    generator, and returns the dtype that it was given. What stands beside or behind a picture is another of its batch.
     """
     from torchvision.transforms import v2
 
@@ -144,6 +167,7 @@ def shelf_noise(how: Any = None, size: int | None = None) -> Any:
             if not isinstance(inpt, Tensor) or inpt.ndim < 3:
                 return inpt
             batch = inpt if inpt.ndim == 4 else inpt[None]
+            batch = _one_by_one(batch, params["draws"], strengths)
             height, width = batch.shape[-2:]
             side = size or min(height, width)
             canvas = F.interpolate(batch.float(), (max(height, width),) * 2, mode="bilinear", antialias=True)

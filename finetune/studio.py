@@ -1,14 +1,19 @@
-"""Pictures from a studio on a shelf: another background behind the pack, and a neighbour at its side.
+"""Pictures from a studio on a shelf: another background behind the pack, and a neighbour at its side; and JPEG.
 
 On decoded pictures, uint8 (H, W, 3), where they are decoded. Knows nothing about training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from io import BytesIO
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PILImage
 
 from skumatch.finetune.augment import Draws
+from skumatch.finetune.parts import Augment
 from skumatch.spec import Image
 
 BLEED, BACKGROUND = 50, 54  # first columns of the draws: 50 to 53 the neighbour, 54 to 59 the background
@@ -70,6 +75,25 @@ def replace_background(image: Image, draw: Draws, other: Image | None) -> Image:
         behind = cv2.GaussianBlur(resized, (0, 0), 1 + 0.02 * max(height, width)).astype(np.float32)
     mask = background_mask(image)[:, :, None]
     return np.asarray(np.rint(image * (1 - mask) + behind * mask), np.uint8)
+
+
+def on_shelf(image: Image, draw: Draws, how: Augment, other: Callable[[float], Image | None]) -> Image:
+    """Return the picture with another background and a neighbour where the ``draw`` (68,) says so.
+
+    ``other`` returns the picture at a place in 0..1 among those that stand beside it, None where none is fit.
+    """
+    if draw[BACKGROUND] < how.background and is_studio(image):
+        image = replace_background(image, draw, other(draw[BACKGROUND + 1]))
+    if draw[BLEED] < how.bleed and (neighbour := other(draw[BLEED + 3])) is not None:
+        image = beside(image, draw, neighbour)
+    return image
+
+
+def through_jpeg(image: Image, quality: int) -> Image:
+    """Return the picture as it comes out of JPEG of ``quality`` 1..100."""
+    stream = BytesIO()
+    PILImage.fromarray(image).save(stream, "JPEG", quality=quality)
+    return np.asarray(PILImage.open(stream))
 
 
 def beside(image: Image, draw: Draws, other: Image) -> Image:

@@ -125,6 +125,21 @@ def test_everything_at_once_stays_in_range() -> None:
     assert seen.min() >= 0 and seen.max() <= 255
 
 
+@pytest.mark.parametrize(("part", "changed"), [("jpeg", [1, 1]), ("background", [1, 0]), ("bleed", [1, 1])])
+def test_the_transform_does_what_is_done_to_decoded_pictures_too(part: str, changed: list[int]) -> None:
+    textured = torch.randint(0, 256, (3, 120, 100), dtype=torch.uint8)  # not from a studio
+    images = torch.stack([torch.from_numpy(pack()).permute(2, 0, 1), textured])
+
+    def seen(batch: Tensor, share: float) -> Tensor:
+        torch.manual_seed(1)
+        noisy: Tensor = shelf_noise(replace(QUIET, **{part: share}))(batch)
+        return noisy
+
+    assert (seen(images, 1.0) != seen(images, 0.0)).flatten(1).any(1).tolist() == changed
+    if part == "bleed":  # nobody is beside it
+        assert torch.equal(seen(images[0], 1.0), seen(images[0], 0.0))
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("shape", [(3, 40, 60), (4, 3, 60, 40)])
 def test_it_is_a_torchvision_transform(shape: tuple[int, ...], dtype: torch.dtype) -> None:
