@@ -103,7 +103,7 @@ def cut_out(images: Tensor, u: Tensor, share: float) -> Tensor:
     grid = torch.stack([(x / scale).expand_as(inside), (y / scale).expand_as(inside)], -1)
     small = F.grid_sample(images[chosen], grid, mode="bilinear", padding_mode="border", align_corners=False)
     white = 255 - 25 * v[:, 63:64]
-    return images.index_copy(0, chosen, small * mask + white * (1 - mask))
+    return images.index_copy(0, chosen, (small * mask + white * (1 - mask)).clamp(0, 255))
 
 
 def _chosen(draw: Tensor, share: float) -> Tensor:
