@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,18 @@ def finetune(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Model store.", show_default="models/ in the workspace")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted fine-tune.")] = False,
+    accumulate: Annotated[
+        int | None, typer.Option(metavar="N", help="Pass a batch through in N parts: less memory, the same losses.")
+    ] = None,
+    checkpointing: Annotated[
+        bool | None, typer.Option("--checkpointing", help="Keep few activations: less memory, slower.")
+    ] = None,
+    compiled: Annotated[bool | None, typer.Option("--compile", help="torch.compile the encoder.")] = None,
+    cache: Annotated[
+        bool | None, typer.Option("--cache", help="Keep shrunk pictures on disk: later epochs decode nothing.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="auto (bf16 where that is faster) or fp32.")] = None,
+    track: Annotated[bool, typer.Option("--track", help="Write TensorBoard's events into the run's folder.")] = False,
     preview: Annotated[
         Path | None,
         typer.Option("--preview-augment", metavar="FILE.png", help="Only show what training pictures look like."),
@@ -44,14 +56,24 @@ def finetune(
     """
     asked: dict[str, Any] = {"name": recipe, "epochs": epochs, "mode": mode, "seed": seed, "hold_out": hold_out}
     asked["schedule"] = None if size is None else {"sizes": str(size)}
+    compute: dict[str, Any] = {
+        "accumulate": accumulate,
+        "checkpointing": checkpointing,
+        "compile": compiled,
+        "cache": cache,
+        "precision": precision,
+    }
+    asked["compute"] = {name: value for name, value in compute.items() if value is not None} or None
     asked["min_steps"] = None if epochs is None else 0  # so many epochs, not at least so many
     job = _job(asked, where or [], out, device)
     if preview is not None:
         return _preview(job, preview)
-    job = replace(job, lookalikes=lookalikes)
+    job = replace(job, lookalikes=lookalikes, track=track)
     if resume:
         job = replace(job, recipe=_resumed(job.out, asked), lookalikes=lookalikes or _listed_before(job.out))
     outcome = train(job, resume)
+    if not _speaks():
+        raise typer.Exit(130 if outcome.interrupted else 0)
     report_failures(list(outcome.failures), "training pictures")
     _say(outcome, job)
     if outcome.current and out is None and (here().gallery_path / "CURRENT").exists():
@@ -61,12 +83,16 @@ def finetune(
 
 
 def _resumed(out: Path, asked: dict[str, Any]) -> Recipe:
-    """Return the interrupted run's recipe; what was asked for on the command line must agree with it."""
+    """Return the interrupted run's recipe, with the work done as it is asked for now.
+
+    What else was asked for on the command line must agree with it.
+    """
     from skumatch.errors import ConfigError
-    from skumatch.finetune.recipe import load_recipe
+    from skumatch.finetune.recipe import load_recipe, recipe_from
     from skumatch.finetune.run import recorded_recipe, unfinished
 
-    asked = {**asked, "name": asked["name"] and load_recipe(asked["name"]).name}
+    compute = asked["compute"] or {}
+    asked = {**asked, "name": asked["name"] and load_recipe(asked["name"]).name, "compute": None}
     recipe = recorded_recipe(unfinished(out))
     before = recipe.to_json()
     for key, value in asked.items():
@@ -76,7 +102,7 @@ def _resumed(out: Path, asked: dict[str, Any]) -> Recipe:
             if one is not None and one != found[name]:
                 said = f"the interrupted run has {name} {found[name]}, not {one}"
                 raise ConfigError(said, "leave it out, or leave out --resume to start anew")
-    return recipe
+    return recipe_from({**before, "compute": {**before["compute"], **compute}})
 
 
 def _preview(job: Job, path: Path) -> None:
@@ -120,8 +146,15 @@ def train(job: Job, resume: bool = False) -> Outcome:
     """Run a fine-tune with a progress bar; the first Ctrl-C asks it to stop cleanly, the second ends it."""
     from skumatch.finetune.run import finetune as run
 
-    with progress_reporter() as reporter, stop_on_signal() as should_stop:
+    with progress_reporter() if _speaks() else nullcontext() as reporter, stop_on_signal() as should_stop:
         return run(job, resume, reporter, should_stop)
+
+
+def _speaks() -> bool:
+    """Return whether this is the one of several processes that talks to the user."""
+    from skumatch.finetune.ranks import writes
+
+    return writes()
 
 
 @contextmanager
@@ -133,7 +166,8 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        note("stopping after this step; once more to stop at once")
+        if _speaks():
+            note("stopping after this step; once more to stop at once")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -159,12 +159,13 @@ def _shape(x: float, y: float, kind: int) -> str:
 
 def key(kind: int, name: str, filled: bool = False) -> str:
     """Return one entry of a legend: a line with its marker, or a filled box."""
-    sample = f'<path class="s{kind % 6} bars" d="M2 2H26V12H2z"/>' if filled else _sample(kind)
-    drawn = f'<svg viewBox="0 0 28 14" aria-hidden="true">{sample}</svg>'
-    return f"<li>{drawn}<span>{escaped(name)}</span></li>"
+    drawn = f'<path class="s{kind % 6} bars" d="M2 2H26V12H2z"/>' if filled else sample(kind)
+    entry = f'<svg viewBox="0 0 28 14" aria-hidden="true">{drawn}</svg>'
+    return f"<li>{entry}<span>{escaped(name)}</span></li>"
 
 
-def _sample(kind: int) -> str:
+def sample(kind: int) -> str:
+    """Return a piece of series ``kind``'s line with its marker, 28 x 14 units."""
     return f'<path class="s{kind % 6} line" d="M0 7H28"/><path class="s{kind % 6} dot" d="{_shape(14, 7, kind)}"/>'
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,12 +21,15 @@ from skumatch.embed import ordered_batches
 from skumatch.errors import DataError, ImageError
 from skumatch.finetune.augment import DRAWS, Draws, draws, jpeg_quality
 from skumatch.finetune.batches import nth
+from skumatch.finetune.cache import PictureCache
+from skumatch.finetune.parts import Augment
 from skumatch.finetune.recipe import Recipe
 from skumatch.finetune.studio import on_shelf, through_jpeg
 from skumatch.spec import Ids, Image
 
 Decoded = tuple[NDArray[np.uint8], float, Draws]  # canvas (3, R, R), width / height, draws (68,)
 
+T = TypeVar("T")
 SET_ASIDE = 0.1  # share of the training pictures that validates where the data has no val split
 
 
@@ -117,6 +122,20 @@ def _sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     return sorted(rows, key=lambda row: _key(row, seed + 2))[:count]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """Places of training rows in the order in which they are shown, int64 (N,), and for how manieth time in the epoch
+    each is, from 0, int64 (N,)."""
+
+    places: Ids
+    times: Ids
+
+    @classmethod
+    def of(cls, order: Ids) -> Shown:
+        """Return the pictures of a whole epoch's ``order``."""
+        return cls(order, nth(order))
+
+
 @dataclass
 class Canvases:
     """Streams training pictures as square uint8 canvases; unreadable ones are left out and remembered."""
@@ -127,21 +146,36 @@ class Canvases:
     workers: int
     max_pixels: int = images.DEFAULT_MAX_PIXELS
     failures: dict[Path, ImageError] = field(default_factory=dict)
+    cache: PictureCache | None = None
+    pinned: bool = False  # in memory that a GPU copies from by itself
 
-    def batches(self, order: Ids, epoch: int, size: int, start: int = 0) -> Iterator[Batch | None]:
-        """Yield batches of the pictures at ``order``, the epoch's, from place ``start`` on, at ``size`` pixels.
+    def batches(self, shown: Shown, epoch: int, size: int, batch: int, start: int = 0) -> Iterator[Batch | None]:
+        """Yield batches of ``batch`` of the pictures ``shown`` in ``epoch``, from batch ``start`` on, at ``size`` px.
 
         A picture that is shown several times in an epoch is changed in another way each time. None stands for a batch
         with fewer than two readable pictures: batch statistics need two.
         """
 
-        def work(shown: tuple[np.int64, np.int64]) -> Decoded | ImageError:
-            return self._decode(int(shown[0]), int(shown[1]), epoch, size)
+        def work(one: tuple[np.int64, np.int64]) -> Decoded | ImageError:
+            return self._decode(int(one[0]), int(one[1]), epoch, size)
 
-        shown = list(zip(order, nth(order), strict=True))[start:]
-        for places, decoded in ordered_batches(shown, work, self.recipe.batch, self.workers):
+        rest = zip(shown.places[start * batch :], shown.times[start * batch :], strict=True)
+        for places, decoded in ordered_batches(rest, work, batch, self.workers):
             good = [(int(p), d) for (p, _), d in zip(places, decoded, strict=True) if not isinstance(d, ImageError)]
             yield self._batch(good) if len(good) > 1 else None
+
+    def fill(self, places: Ids) -> None:
+        """Read into the cache what it lacks of the pictures at ``places``, int64 (N,)."""
+
+        def read(place: np.int64) -> None:
+            try:
+                self._picture(int(place))
+            except ImageError as error:
+                self.failures.setdefault(self.rows[place].path, error)
+
+        if self.cache is not None:
+            for _ in ordered_batches(self.cache.missing(places), read, 64, self.workers):
+                pass
 
     def one(self, place: int, epoch: int, size: int) -> Batch | None:
         """Return a batch of the one picture at ``place`` as ``epoch`` shows it; None when it cannot be read."""
@@ -149,50 +183,88 @@ class Canvases:
         return None if isinstance(found, ImageError) else self._batch([(place, found)])
 
     def _batch(self, good: list[tuple[int, Decoded]]) -> Batch:
-        return Batch(
+        places = np.array([place for place, _ in good], np.int64)
+        batch = Batch(
             torch.from_numpy(np.stack([d[0] for _, d in good])),
             torch.tensor([d[1] for _, d in good], dtype=torch.float64),
             torch.from_numpy(np.stack([d[2] for _, d in good]).reshape(-1, DRAWS)),
-            torch.from_numpy(self.labels[[place for place, _ in good]]),
+            torch.from_numpy(self.labels[places]),
+            torch.from_numpy(places),
         )
+        return batch.pin() if self.pinned else batch
 
     def _decode(self, place: int, time: int, epoch: int, size: int) -> Decoded | ImageError:
         """Return the canvas, its aspect and its draws of the ``time``-th showing of a picture in ``epoch``."""
         how, row = self.recipe.augment, self.rows[place]
-        # The warp samples without antialiasing: a crop of average area must lie on the canvas in its final resolution.
-        side = round(size / math.sqrt((1 + how.min_scale) / 2))
         draw = draws(self.recipe.seed, epoch, np.array([place]), time)[0]
         try:
-            plain = images.read_image(row.path, self.max_pixels)
+            plain, aspect = self._picture(place)
             image = on_shelf(plain, draw, how, lambda where: self._other(row.sku, where))
-            return _canvas(image, side, jpeg_quality(draw, how)), image.shape[1] / image.shape[0], draw
+            return _canvas(image, canvas_side(size, how), jpeg_quality(draw, how)), aspect, draw
         except ImageError as error:
             self.failures.setdefault(row.path, error)
             return error
 
+    def _picture(self, place: int) -> tuple[Image, float]:
+        """Return a training picture and its aspect, from its file or from the cache. Raises ImageError."""
+        kept = None if self.cache is None else self.cache.get(place)
+        if kept is not None:
+            return kept
+        image = images.read_image(self.rows[place].path, self.max_pixels)
+        aspect = image.shape[1] / image.shape[0]
+        if self.cache is None:
+            return image, aspect
+        square = _canvas(image, self.cache.side, None).transpose(1, 2, 0)
+        self.cache.put(place, square, aspect)
+        return square, aspect
+
     def _other(self, sku: str, where: float) -> Image | None:
         """Return the picture at ``where``, 0..1, of the training rows; None when it shows the same SKU or is broken."""
-        row = self.rows[int(where * len(self.rows))]
-        if row.sku == sku:
+        place = int(where * len(self.rows))
+        if self.rows[place].sku == sku:
             return None
         try:
-            return images.read_image(row.path, self.max_pixels)
+            return self._picture(place)[0]
         except ImageError:
             return None
 
 
+def canvas_side(size: int, how: Augment) -> int:
+    """Return the side of the canvases that crops of ``size`` pixels are cut from.
+
+    The warp samples without antialiasing: a crop of average area must lie on the canvas in its final resolution.
+    """
+    return round(size / math.sqrt((1 + how.min_scale) / 2))
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Canvases uint8 (N, 3, R, R), aspects float64 (N,), draws float64 (N, 68) and labels int64 (N,)."""
+    """Canvases uint8 (N, 3, R, R), aspects float64 (N,), draws float64 (N, 68), labels int64 (N,) and the places of the
+    training rows that they show, int64 (N,)."""
 
     canvases: Tensor
     aspects: Tensor
     draws: Tensor
     labels: Tensor
+    places: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``."""
         return Batch(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+
+    def pin(self) -> Batch:
+        """Return the batch in page-locked memory."""
+        return Batch(*(t.pin_memory() for t in vars(self).values()))
+
+
+def ahead(batches: Iterator[T]) -> Iterator[T]:
+    """Yield ``batches``, each made on a thread of its own while the one before is used."""
+    done = object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, done)
+        while (batch := coming.result()) is not done:
+            coming = thread.submit(next, batches, done)
+            yield cast(T, batch)
 
 
 def _canvas(image: NDArray[np.uint8], side: int, quality: int | None) -> NDArray[np.uint8]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,19 @@ def freeze_norms(image: nn.Module) -> None:
     """Put every batch norm in evaluation mode: its statistics stand still. To be called after ``image.train()``."""
     for norm in norms_of(image):
         norm.eval()
+
+
+@contextmanager
+def standing(image: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of ``image`` as they are while it is in training mode."""
+    before = [(norm, norm.momentum) for norm in norms_of(image)]
+    for norm, _ in before:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in before:
+            norm.momentum = momentum
 
 
 def reestimate(image: nn.Module, batches: Iterable[Tensor], skip: Collection[nn.Module] = ()) -> None:

@@ -13,6 +13,7 @@ BatchNorm = Literal["train", "frozen"]
 Margin = Literal["fixed", "ramped", "adaptive"]
 Draw = Literal["weighted", "pk"]
 Kind = Literal["cosine", "one-cycle", "restarts"]
+Precision = Literal["auto", "fp32"]
 Serve = Literal["features", "head", "both", "measure"]
 
 
@@ -241,6 +242,29 @@ class Served:
     def __post_init__(self) -> None:
         one_of("serve", self, "layer")
         within("serve", self, weight=(0, 1), pca=(0, 8192))
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the work is done; none of it changes what is learned beyond rounding.
+
+    ``precision`` "auto": the encoder in bf16 where that is faster, "fp32": never. ``accumulate``: into how many
+    parts a batch is cut that go through the encoder one after the other, for batches that do not fit into memory;
+    objectives still see the whole batch (Gao et al., "Scaling deep contrastive learning batch size under memory
+    limited setup", 2021). Batch norms see the parts. ``checkpointing``: keep few activations and compute the others
+    twice. ``compile``: torch.compile of the encoder. ``cache``: keep the shrunk training pictures on disk, so that
+    no later epoch decodes them.
+    """
+
+    precision: Precision = "auto"
+    accumulate: int = 1
+    checkpointing: bool = False
+    compile: bool = False
+    cache: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("compute", self, "precision")
+        within("compute", self, accumulate=(1, 4096))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from skumatch.finetune.parts import (
     Augment,
     BatchNorm,
     Clip,
+    Compute,
     Course,
     Distil,
     Lora,
@@ -80,6 +81,7 @@ class Recipe:
     after: After = field(default_factory=After)
     serve: Served = field(default_factory=Served)
     augment: Augment = field(default_factory=Augment)
+    compute: Compute = field(default_factory=Compute)
 
     def __post_init__(self) -> None:
         within(
@@ -99,6 +101,9 @@ class Recipe:
             raise ConfigError("recipe: no epochs at all", "set epochs to at least 1")
         if self.objectives.distil and not self.distil.teacher:
             raise ConfigError("recipe: distil has no teacher", 'write [distil] teacher = "MODEL"')
+        if self.batch < 2 * self.compute.accumulate:
+            said = f"recipe: a batch of {self.batch} in {self.compute.accumulate} parts leaves less than two pictures"
+            raise ConfigError(said, "raise batch or lower compute.accumulate")
         if self.sampler.draw == "pk" and self.batch < 2 * self.sampler.per_sku:
             said = f"recipe: a batch of {self.batch} holds less than two SKUs of {self.sampler.per_sku} pictures"
             raise ConfigError(said, "raise batch or lower sampler.per_sku")

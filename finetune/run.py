@@ -15,7 +15,8 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,30 @@ from skumatch import artefact
 from skumatch.dataset import Dataset
 from skumatch.embed import Pipeline
 from skumatch.errors import ArtefactError, ConfigError, DataError, ModelError
-from skumatch.finetune.data import Split, split_rows
+from skumatch.finetune.cache import PictureCache, open_cache
+from skumatch.finetune.curves import curves
+from skumatch.finetune.data import Split, canvas_side, split_rows
 from skumatch.finetune.finish import finish
 from skumatch.finetune.objectives.base import Setting
+from skumatch.finetune.ranks import Ranks, joined
 from skumatch.finetune.recipe import Recipe, recipe_from
 from skumatch.finetune.sampler import Lookalikes, load_lookalikes, steps_of
 from skumatch.finetune.schedule import Schedule
 from skumatch.finetune.state import TrainState, write_history
+from skumatch.finetune.track import Several, require_tensorboard, tensorboard
 from skumatch.finetune.trainer import Reporter, Silent, Trainer, labels_of, never
+from skumatch.finetune.validate import validated
 from skumatch.model import SKUS, Contents, finite, open_bundle, save_bundle
 from skumatch.readers_common import safe_text
 from skumatch.runtime.served import Served
 from skumatch.runtime.torch import make_spec, pick_device
-from skumatch.spec import Spec
+from skumatch.spec import Spec, preprocess_of
 from skumatch.towers.build import ModelSource, build
 
 RUN = "run.json"
 FINISHED = "finished.json"
 METRICS = "metrics.jsonl"
+CURVES = "curves.svg"
 _START = {"recipe": dict, "rows": str, "encoder": str, "name": str}
 _RUN_NAME = re.compile(r"r\d{6,}")
 
@@ -50,7 +57,8 @@ _RUN_NAME = re.compile(r"r\d{6,}")
 @dataclass(frozen=True)
 class Job:
     """What to fine-tune on what, where to, ``facts`` to keep with the model (settings, filters), and a list of
-    look-alikes (``skumatch.eval.lookalikes``) that shall meet in batches."""
+    look-alikes (``skumatch.eval.lookalikes``) that shall meet in batches. ``track``: write TensorBoard's events into
+    the run's folder."""
 
     dataset: Dataset
     source: ModelSource
@@ -60,6 +68,7 @@ class Job:
     pipeline: Pipeline = field(default_factory=Pipeline)
     facts: dict[str, Any] = field(default_factory=dict)
     lookalikes: Path | None = None
+    track: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,39 +91,94 @@ def finetune(
 ) -> Outcome:
     """Fine-tune and publish the model in ``job.out``.
 
-    ``resume`` continues the newest unfinished run, whose recipe (``recorded_recipe``) must be the job's. When
-    ``should_stop`` turns true, the averaged weights so far are published and the run stays resumable.
-    Raises SkumatchError.
+    ``resume`` continues the newest unfinished run, whose recipe (``recorded_recipe``) must be the job's, but for how
+    the work is done (``compute``). When ``should_stop`` turns true, the averaged weights so far are published and the
+    run stays resumable. Started by torchrun in several processes, all call it alike; the first writes, and all get the
+    same answer. Raises SkumatchError.
     """
-    pick_device(job.device)
-    folder = unfinished(job.out) if resume else None
+    if job.track:
+        require_tensorboard()
+    with joined(pick_device(job.device).type) as ranks:
+        return _finetune(job, resume, reporter or Silent(), should_stop, ranks)
+
+
+def _finetune(job: Job, resume: bool, reporter: Reporter, should_stop: Callable[[], bool], ranks: Ranks) -> Outcome:
+    device = pick_device(ranks.device(pick_device(job.device).type))
+    folder = unfinished(job.out) if resume and ranks.first else None
     split = split_rows(job.dataset, job.recipe)
     alike = load_lookalikes(job.lookalikes, split.skus, job.recipe) if job.lookalikes else Lookalikes()
     tower = build(replace(job.source, seed=job.recipe.seed))
     spec = make_spec(tower, Served())
     course = Schedule(job.recipe, 1)
-    for epoch in range(course.epochs):  # an impossible size is refused before anything starts
-        course.size(epoch, spec.size, tower.resizable, tower.patch)
+    # An impossible size is refused before anything starts.
+    largest = max(course.size(epoch, spec.size, tower.resizable, tower.patch) for epoch in range(course.epochs))
     start = _start_facts(job, split, spec)
-    if folder is not None:
+    _require_alike(ranks, start)
+    if ranks.first and folder is not None:
         _require_same(folder, start)
-    else:
+    elif ranks.first:
         folder = _new_run(job.out, start)
     labels = labels_of(split)
     recipe = job.recipe.lengthened(steps_of(len(labels), job.recipe.batch))
     counts = np.bincount(labels, minlength=len(split.skus))
-    state = TrainState(Setting(recipe, counts, titles_of(split), tower, pick_device(job.device)))
-    state.restore(folder / "checkpoints")
-    trainer = Trainer(tower, spec, split, state, job.pipeline, reporter or Silent(), should_stop, alike)
+    state = TrainState(Setting(recipe, counts, titles_of(split), tower, device))
+    state.restore(folder and folder / "checkpoints", ranks)
 
-    def after_epoch() -> None:
-        state.save(folder / "checkpoints")
-        write_history(folder / METRICS, finite(state.history))
+    def save() -> None:
+        if folder is not None:
+            state.save(folder / "checkpoints")
+            write_history(folder / METRICS, finite(state.history))
 
-    finished = trainer.run(after_epoch)
+    caches = _caches(job, split, largest, spec, ranks)
+    trainer = Trainer(tower, spec, split, state, job.pipeline, reporter, should_stop, alike, ranks, save, *caches)
+    with ExitStack() as stack:
+        if job.track and folder is not None:
+            trainer.reporter = Several([reporter, stack.enter_context(tensorboard(folder / "tensorboard"))])
+        finished = trainer.run()
     if not finished:
-        state.save(folder / "checkpoints")
-    return _publish(job, folder, trainer, finished)
+        save()
+    outcome = None if folder is None else _publish(job, folder, trainer, finished)
+    return _told(ranks, outcome)
+
+
+def _caches(
+    job: Job, split: Split, largest: int, spec: Spec, ranks: Ranks
+) -> tuple[PictureCache | None, PictureCache | None]:
+    """Return caches of the training pictures, for crops of up to ``largest`` pixels, and of those that every epoch
+    validates with, which the first process does; None where the recipe wants none."""
+    if not job.recipe.compute.cache:
+        return None, None
+    store, side = job.out / "cache" / f"node{ranks.node}", canvas_side(largest, job.recipe.augment)
+    if ranks.local == 0:
+        open_cache(store / "train", split.train, side, True)
+    ranks.wait()
+    how, shown = json.dumps(asdict(preprocess_of(spec))), validated(split)
+    validating = open_cache(store / "validation", shown, spec.size, True, how) if ranks.first and shown else None
+    return open_cache(store / "train", split.train, side, False), validating
+
+
+def _require_alike(ranks: Ranks, start: dict[str, Any]) -> None:
+    """Raise ConfigError where the processes were started with different data, recipes or encoders."""
+    own = {key: start[key] for key in _START}
+    if any(not same for (same,) in ranks.every(int(ranks.share(own) == own))):
+        raise ConfigError(
+            "the processes see different pictures, recipes or encoders", "start all of them with the same files"
+        )
+
+
+def _told(ranks: Ranks, outcome: Outcome | None) -> Outcome:
+    """Return the first process's ``outcome`` in all of them."""
+    told = ranks.share(outcome and {**asdict(outcome), "folder": str(outcome.folder)})
+    if outcome is not None:
+        return outcome
+    return Outcome(
+        **{
+            **told,
+            "folder": Path(told["folder"]),
+            "spec": Spec.from_json(told["spec"]),
+            "failures": tuple(told["failures"]),
+        }
+    )
 
 
 def _publish(job: Job, folder: Path, trainer: Trainer, finished: bool) -> Outcome:
@@ -145,7 +209,8 @@ def _publish(job: Job, folder: Path, trainer: Trainer, finished: bool) -> Outcom
     }
     current = finished or not _has_finished_model(job.out)
     skus = {"trained": trainer.split.skus, "held_out": list(trainer.split.held_out)}
-    contents = Contents(facts, tower.model.state_dict(), {SKUS: json.dumps(skus, indent=0).encode()})
+    files = {SKUS: json.dumps(skus, indent=0).encode(), CURVES: curves(finite(state.history))}
+    contents = Contents(facts, tower.model.state_dict(), files)
     bundle = save_bundle(job.out, tower, found.served, spec, contents, current)
     if finished:
         artefact.write_file(folder / FINISHED, json.dumps({"model": bundle.name}).encode())
@@ -256,7 +321,8 @@ def _new_run(out: Path, start: dict[str, Any]) -> Path:
 
 def _require_same(folder: Path, start: dict[str, Any]) -> None:
     before = _started_with(folder)
-    if recorded_recipe(folder).to_json() != start["recipe"]:  # keys newer than the record have their defaults
+    wanted = {**start["recipe"], "compute": None}  # how the work is done may change
+    if {**recorded_recipe(folder).to_json(), "compute": None} != wanted:  # keys newer than the record: their defaults
         raise ConfigError(f"{folder} was started with another recipe", "leave out --resume to start anew")
     if before["rows"] != start["rows"]:
         raise DataError(f"the pictures changed since {folder} was started", "leave out --resume to start anew")

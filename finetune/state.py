@@ -5,21 +5,24 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from skumatch import artefact
 from skumatch.errors import ArtefactError
 from skumatch.finetune.lora import add_lora, merged_state
-from skumatch.finetune.norms import freeze_norms
+from skumatch.finetune.norms import freeze_norms, norms_of
 from skumatch.finetune.objectives.base import Setting
 from skumatch.finetune.objectives.build import objectives
 from skumatch.finetune.objectives.clip import text_parameters
 from skumatch.finetune.params import frozen_modules, is_transformer, parameter_groups, trainable
+from skumatch.finetune.ranks import Ranks
 from skumatch.finetune.sampler import Centres
 from skumatch.runtime.torch import Network, memory_format
 from skumatch.spec import Vectors
@@ -41,7 +44,6 @@ class TrainState:
         self.network = Network(tower.image, tower.preprocess).to(self.device)
         self.head = nn.Linear(tower.dim, recipe.embedding, bias=False).to(self.device)
         nn.init.orthogonal_(self.head.weight)
-        self.dropout = nn.Dropout(recipe.dropout)
         self.untouched = {name: tensor.detach().cpu().clone() for name, tensor in tower.image.state_dict().items()}
         self.objectives = objectives(setting).to(self.device)
         if recipe.mode == "lora":
@@ -54,12 +56,17 @@ class TrainState:
         self.average = nn.ModuleDict({"image": copy.deepcopy(tower.image), "head": copy.deepcopy(self.head)})
         self.average.requires_grad_(False).eval()
         self.optimizer = self._optimizer(tower.image)
-        self.low = copy.deepcopy(tower.image).to(torch.bfloat16) if trains_in_bf16(tower.image, self.device) else None
+        in_bf16 = recipe.compute.precision == "auto" and trains_in_bf16(tower.image, self.device)
+        self.low = copy.deepcopy(tower.image).to(torch.bfloat16) if in_bf16 else None
+        trained = tower.image if self.low is None else self.low
+        self.forward: Callable[[Tensor], Any] = torch.compile(trained) if recipe.compute.compile else trained
         self.centres = Centres(len(setting.counts), recipe.embedding, self.device)
         self.neighbours: Vectors | None = None  # the centres that the running epoch's look-alikes come from
         self.epoch = 0  # completed epochs
         self.step = 0  # completed steps within the running epoch
         self.updates = 0
+        self.losses: dict[str, float] = {}  # sums over the running epoch's steps, by name
+        self.counted = 0  # how many steps those are
         self.history: list[dict[str, Any]] = []
         self.best: State | None = None
         self.best_score = -1.0
@@ -77,13 +84,53 @@ class TrainState:
     def features(self, pictures: Tensor) -> Tensor:
         """Map float (N, 3, S, S) pictures in 0..255 to (N, D) features, in bf16 where that is faster."""
         if self.low is None:
-            return self.network.features(pictures)
+            found: Tensor = self.forward(self.network.scaled(pictures))
+            return found
         masters = [p.detach() for p in self.image.parameters()]
         with torch.no_grad():
             torch._foreach_copy_(list(self.low.parameters()), masters)  # casts; autocast would do so in every layer
         scaled = (pictures - self.network.mean) / self.network.std
-        result: Tensor = self.low(scaled.to(torch.bfloat16))
+        result: Tensor = self.forward(scaled.to(torch.bfloat16))
         return result.float()
+
+    @property
+    def in_bf16(self) -> bool:
+        """Whether the encoder works in bf16: a copy of it on a CPU, or autocast on a GPU."""
+        return self.low is not None or self._mixes()
+
+    def _mixes(self) -> bool:
+        asked = self.recipe.compute.precision == "auto"
+        return asked and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return what to compute losses within. (On CPUs autocast is slower than float32.)"""
+        return torch.autocast("cuda", torch.bfloat16) if self._mixes() else nullcontext()
+
+    def dropped(self, features: Tensor, rank: int, counts: Sequence[int]) -> Tensor:
+        """Return ``features`` (N, D) after dropout, as if the rows of all processes were in one.
+
+        ``counts``: how many each has. To be called after seeding torch alike in every process.
+        """
+        share = self.recipe.dropout
+        if not share:
+            return features
+        mask = F.dropout(features.new_ones(sum(counts), features.shape[1]), share)
+        return features * mask[sum(counts[:rank]) :][: len(features)]
+
+    def clip_gradients(self, ranks: Ranks) -> Tensor:
+        """Add up the processes' gradients, clip them and return the norm that they had, a scalar."""
+        learning = [p for p in self.parameters() if p.grad is not None]
+        ranks.total(p.grad for p in learning if p.grad is not None)
+        norm: Tensor = torch.nn.utils.clip_grad_norm_(learning, self.recipe.clip_norm)
+        return norm
+
+    def settle(self, ranks: Ranks) -> None:
+        """Take the optimiser's step and move the averaged weights."""
+        self.optimizer.step()
+        if not ranks.alone:
+            norms = [norm for norm in norms_of(self.image) if norm.training]
+            ranks.mean(t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None)
+        self.update_average()
 
     def collect_gradients(self) -> None:
         """Bring the gradients of the bf16 copy, where there is one, to the parameters that the optimiser changes."""
@@ -114,7 +161,6 @@ class TrainState:
                 frozen.eval()
             if self.recipe.batch_norm == "frozen" or self.recipe.mode != "full":
                 freeze_norms(module)
-        self.head.train()
 
     def scale_lr(self, factor: float) -> None:
         """Set every learning rate to its base times ``factor``."""
@@ -135,6 +181,17 @@ class TrainState:
                 else:
                     own.copy_(other)
         torch._foreach_lerp_(targets, sources, 1 - decay)
+
+    def count(self, losses: dict[str, float]) -> None:
+        """Add a step's ``losses`` to those of the running epoch."""
+        self.losses = {name: self.losses.get(name, 0.0) + value for name, value in losses.items()}
+        self.counted += 1
+
+    def mean_losses(self) -> dict[str, float]:
+        """Return the means over the running epoch's steps so far, and forget them."""
+        means = {name: total / self.counted for name, total in self.losses.items()}
+        self.losses, self.counted = {}, 0
+        return means
 
     def keep_if_best(self, score: float | None) -> None:
         """Keep a copy of the averaged weights when ``score`` is at least the best so far (None: always), and those of
@@ -167,6 +224,8 @@ class TrainState:
                 "epoch": self.epoch,
                 "step": self.step,
                 "updates": self.updates,
+                "losses": self.losses,
+                "counted": self.counted,
                 "history": self.history,
                 "best_score": self.best_score,
                 "last": len(self.last),
@@ -196,15 +255,20 @@ class TrainState:
             found |= {f"optimizer.{position}.{k}": t for k, t in self.optimizer.state.get(parameter, {}).items()}
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
 
-    def restore(self, store: Path) -> bool:
-        """Continue from the checkpoint in ``store``; return whether there was one. Raises ArtefactError if corrupt."""
+    def restore(self, store: Path | None, ranks: Ranks | None = None) -> bool:
+        """Continue from the checkpoint in ``store``; return whether there was one. Raises ArtefactError if corrupt.
+
+        Of several processes the first reads it and tells the others.
+        """
         from safetensors.torch import load_file
 
-        folder = artefact.current(store)
-        if folder is None:
+        others = ranks or Ranks()
+        folder = artefact.current(store) if store is not None and others.first else None
+        facts = others.share(None if folder is None else artefact.read_manifest(folder, MANIFEST))
+        if facts is None:
             return False
-        facts = artefact.read_manifest(folder, MANIFEST)
-        tensors = load_file(folder / TENSORS, device=str(self.device))
+        read = {} if folder is None else load_file(folder / TENSORS, device=str(self.device))
+        tensors = others.share_tensors(read, self.device)
         for name, module in self._modules().items():
             module.load_state_dict(_under(tensors, f"{name}."))
         self.best = _under(tensors, "best.") or None
@@ -218,6 +282,7 @@ class TrainState:
             if state:
                 self.optimizer.state[parameter] = {key: _laid_out(tensor, parameter) for key, tensor in state.items()}
         self.epoch, self.step, self.updates = facts["epoch"], facts["step"], facts["updates"]
+        self.losses, self.counted = facts["losses"], facts["counted"]
         self.history, self.best_score = facts["history"], facts["best_score"]
         return True
 

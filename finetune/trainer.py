@@ -7,32 +7,37 @@ same weights. Knows nothing about folders or bundles.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skumatch.dataset import Row
 from skumatch.embed import Pipeline, cores
 from skumatch.errors import ModelError
 from skumatch.finetune.augment import augment
-from skumatch.finetune.data import Batch, Canvases, Split
+from skumatch.finetune.cache import PictureCache
+from skumatch.finetune.data import Batch, Canvases, Shown, Split, ahead
+from skumatch.finetune.memory import checkpointed
+from skumatch.finetune.norms import standing
 from skumatch.finetune.objectives.base import Seen
-from skumatch.finetune.sampler import Lookalikes, groups_of, order_for
+from skumatch.finetune.ranks import Ranks
+from skumatch.finetune.sampler import Lookalikes, groups_of, order_for, shard, steps_of
 from skumatch.finetune.schedule import Schedule, stopped
 from skumatch.finetune.state import TrainState
-from skumatch.finetune.validate import LAYERS, Probe, Validation, validate
+from skumatch.finetune.validate import LAYERS, Pictures, Probe, Validation, validate, validated
 from skumatch.runtime.served import FEATURES
 from skumatch.spec import Ids, Spec
 from skumatch.towers.base import Tower
 
 # Training pictures shown per picture that is embedded to validate: validation stays below a tenth of the time.
 VALIDATE_EVERY = 3
+SAVE_EVERY = 300.0  # seconds between two checkpoints within an epoch
 
 
 class Reporter(Protocol):
@@ -69,6 +74,10 @@ def never() -> bool:
     return False
 
 
+def nothing() -> None:
+    """Keep nothing."""
+
+
 @dataclass
 class Trainer:
     """A fine-tune in progress. ``spec`` is the untouched encoder's: its preprocessing validates."""
@@ -81,55 +90,129 @@ class Trainer:
     reporter: Reporter
     should_stop: Callable[[], bool] = never
     lookalikes: Lookalikes = field(default_factory=Lookalikes)
+    ranks: Ranks = field(default_factory=Ranks)
+    save: Callable[[], None] = nothing
+    cache: PictureCache | None = None  # of the training pictures
+    validating: PictureCache | None = None  # of those that every epoch validates with
 
     def __post_init__(self) -> None:
         recipe = self.state.recipe
         self.labels: Ids = labels_of(self.split)
         workers = self.pipeline.workers or cores()
-        self.canvases = Canvases(self.split.train, self.labels, recipe, workers, self.pipeline.max_pixels)
-        self.schedule = Schedule(recipe, max(1, len(self._order(0)) // recipe.batch))
+        self.canvases = Canvases(
+            self.split.train,
+            self.labels,
+            recipe,
+            workers,
+            self.pipeline.max_pixels,
+            cache=self.cache,
+            pinned=self.state.device.type == "cuda",
+        )
+        self.seen = Pictures(self.spec, self.pipeline, validated(self.split), self.validating)
+        self.schedule = Schedule(recipe, steps_of(len(self._order(0)), recipe.batch))
+        self._saved, self._waited, self._filled = time.monotonic(), 0.0, False
+        self.share = len(self._own(0).places) // self.schedule.steps  # pictures of a batch that this process shows
 
-    def run(self, after_epoch: Callable[[], None]) -> bool:
-        """Train to the end, calling ``after_epoch`` at each epoch's end; return False when asked to stop before."""
+    def run(self) -> bool:
+        """Train to the end; return False when asked to stop before.
+
+        ``save`` is called at the end of each epoch, and within a long one every few minutes.
+        """
+        trained = self.state.image if self.state.low is None else self.state.low
+        with checkpointed(trained, self.state.recipe.compute.checkpointing):
+            return self._run()
+
+    def _run(self) -> bool:
         total = self.schedule.epochs * self.schedule.steps
         self.reporter.begin(total, self.state.epoch * self.schedule.steps + self.state.step)
         while self.state.epoch < self.schedule.epochs and not self._stopped_early():
-            started, done = time.perf_counter(), self.state.step
-            losses = self._epoch()
-            if losses is None:
+            started, done, self._waited = time.perf_counter(), self.state.step, 0.0
+            if not self._epoch():
                 return False
-            images = (self.schedule.steps - done) * self.state.recipe.batch
-            rate = images / (time.perf_counter() - started)
-            self._finish_epoch(losses, rate)
-            after_epoch()
+            images, seconds = (self.schedule.steps - done) * self.state.recipe.batch, time.perf_counter() - started
+            self._fill()
+            self._finish_epoch({"images_per_s": images / seconds, "waited": self._waited / seconds})
+            self._save()
         return True
+
+    def _fill(self) -> None:
+        """Read what the caches still lack after the first epoch of this run, so that the next opens no picture."""
+        ranks = self.ranks
+        if self.cache is None or self._filled:
+            return
+        self.canvases.fill(np.arange(ranks.local, len(self.labels), ranks.locals))
+        self.seen.fill()
+        ranks.wait()
+        for cache in (self.cache, self.validating):
+            if cache is not None and ranks.local == 0:
+                cache.settle()
+        self._filled = True
+
+    def _save(self) -> None:
+        self.save()
+        self._saved = time.monotonic()
 
     def _stopped_early(self) -> bool:
         stage = [r["val_top1"][FEATURES] for r in self.state.history if r["stage"] != "head"]
         return stopped(stage, self.state.recipe.schedule.patience)
 
-    def _epoch(self) -> list[dict[str, float]] | None:
-        """Train the rest of the running epoch; None when asked to stop before its end."""
+    def _epoch(self) -> bool:
+        """Train the rest of the running epoch; return False when asked to stop before its end."""
         state, epoch = self.state, self.state.epoch
         state.set_stage(self.schedule.head_only(epoch))
         if state.step == 0:
             self._refresh_lookalikes(epoch)
         size = self._size()
-        decoded = self.canvases.batches(self._order(epoch), epoch, size, state.step * state.recipe.batch)
-        losses: list[dict[str, float]] = []
-        for batch in islice(decoded, self.schedule.steps - state.step):
-            if self.should_stop():
-                return None
-            if batch is not None:
-                losses.append(self._step(batch, epoch, size))
-                self.reporter.step(losses[-1]["loss"], len(batch.labels))
+        decoded = self.canvases.batches(self._own(epoch), epoch, size, self.share, state.step)
+        for batch in self._awaited(ahead(islice(decoded, self.schedule.steps - state.step))):
+            said = self.ranks.every(int(self.should_stop()), 0 if batch is None else len(batch.labels))
+            if any(stop for stop, _ in said):
+                return False
+            counts = tuple(count for _, count in said)
+            if batch is not None and all(counts):
+                with self._roomy(size):
+                    losses = self._step(batch, epoch, size, counts)
+                state.count(losses)
+                self.reporter.step(losses["loss"], sum(counts))
             state.step += 1
-        if not losses and self.canvases.failures:
+            if time.monotonic() - self._saved > SAVE_EVERY:
+                self._save()
+        if not state.counted and self.canvases.failures:
             raise next(iter(self.canvases.failures.values()))
-        return losses
+        return True
+
+    def _awaited(self, batches: Iterator[Batch | None]) -> Iterator[Batch | None]:
+        """Yield ``batches`` and count the seconds spent waiting for them."""
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - started
+            yield batch
 
     def _order(self, epoch: int) -> Ids:
         return order_for(self.labels, self.state.recipe, self._alike(epoch), epoch)
+
+    @contextmanager
+    def _roomy(self, size: int) -> Iterator[None]:
+        """Turn a lack of GPU memory into a ModelError that says what helps."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            recipe = self.state.recipe
+            parts = f" in {recipe.compute.accumulate} parts" if recipe.compute.accumulate > 1 else ""
+            raise ModelError(
+                f"the GPU has not enough memory for a batch of {recipe.batch}{parts} at {size} px",
+                f"--accumulate {2 * recipe.compute.accumulate}, --checkpointing or a smaller --size",
+            ) from error
+
+    def _own(self, epoch: int) -> Shown:
+        """Return what this process shows in ``epoch``: an equal part of every batch."""
+        whole, batch = Shown.of(self._order(epoch)), self.state.recipe.batch
+        ranks = self.ranks
+        return Shown(*(shard(part, batch, ranks.rank, ranks.world) for part in (whole.places, whole.times)))
 
     def _alike(self, epoch: int) -> Lookalikes:
         """Return the look-alikes that shall meet: those listed, or those close in the last epoch's embedding."""
@@ -148,46 +231,87 @@ class Trainer:
     def _size(self) -> int:
         return self.schedule.size(self.state.epoch, self.spec.size, self.tower.resizable, self.tower.patch)
 
-    def _step(self, batch: Batch, epoch: int, size: int) -> dict[str, float]:
-        """Do one optimiser step and return the losses. Raises ModelError when the sum is not finite."""
+    def _step(self, batch: Batch, epoch: int, size: int, counts: tuple[int, ...]) -> dict[str, float]:
+        """Do one optimiser step and return the losses. Raises ModelError when the gradients are not finite.
+
+        ``counts``: how many pictures each process has.
+        """
         state, schedule = self.state, self.schedule
-        torch.manual_seed((state.recipe.seed * 1_000_003 + epoch) * 1_000_003 + state.step)
+        key = (state.recipe.seed * 1_000_003 + epoch) * 1_000_003 + state.step
         state.scale_lr(schedule.lr_factor(epoch, state.step))
         moved = batch.to(state.device)
         pictures = augment(moved.canvases, moved.aspects, moved.draws, size, state.recipe.augment)
         pictures = pictures.to(memory_format=_layout(state.image))
-        with self._autocast():
-            with torch.set_grad_enabled(not schedule.head_only(epoch) and bool(state.trained)):
-                features = state.features(pictures)
-            embeddings = state.head(state.dropout(features))
+        learns = not schedule.head_only(epoch) and bool(state.trained)
+        parts = _cut(pictures, -(-len(pictures) // state.recipe.compute.accumulate))
+        features = self._features(parts, learns, key)
+        with state.autocast():
+            torch.manual_seed(key)
+            embeddings = state.head(state.dropped(features, self.ranks.rank, counts))
             ramp = schedule.ramp(epoch, state.step)
-            seen = Seen(features, embeddings, moved.labels, pictures, ramp, moved.draws)
-            loss, parts = state.objectives(seen)
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise ModelError(
-                f"the loss is {value} in epoch {epoch + 1}, step {state.step + 1}", "lower the learning rate"
-            )
+            seen = Seen(features, embeddings, moved.labels, pictures, ramp, moved.draws, self.ranks, counts)
+            loss, values = state.objectives(seen)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if learns and len(parts) > 1:
+            self._again(parts, features, key)
         state.collect_gradients()
-        torch.nn.utils.clip_grad_norm_([p for p in state.parameters() if p.grad is not None], state.recipe.clip_norm)
-        state.optimizer.step()
-        state.update_average()
+        norm = state.clip_gradients(self.ranks)
+        losses = self._summed({"loss": loss.detach(), **values})
+        if not np.isfinite(losses["loss"]):
+            raise self._not_finite(f"loss is {losses['loss']}", epoch, batch)
+        if not norm.isfinite():
+            raise self._not_finite(f"gradient's norm is {norm.item()}", epoch, batch)
+        state.settle(self.ranks)
         if state.recipe.sampler.refresh:
-            state.centres.add(embeddings.detach(), moved.labels)
-        return {"loss": value, **{name: float(part) for name, part in parts.items()}}
+            labels = self.ranks.gather(moved.labels, counts)
+            state.centres.add(self.ranks.gather(embeddings.detach(), counts), labels)
+        return losses
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        """Use bf16 where the GPU has it. (On CPUs autocast is slower than float32.)"""
-        if self.state.device.type == "cuda" and torch.cuda.is_bf16_supported():
-            return torch.autocast("cuda", torch.bfloat16)
-        return nullcontext()
-
-    def _finish_epoch(self, losses: list[dict[str, float]], rate: float) -> None:
+    def _features(self, parts: Sequence[Tensor], learns: bool, key: int) -> Tensor:
+        """Return the features of all parts of a batch; of several, as a leaf whose gradient ``_again`` hands on."""
         state = self.state
-        top1 = dict.fromkeys(LAYERS, None) if not self._validation_due() else self._top1()
-        means = {name: float(np.mean([one[name] for one in losses])) for name in losses[0]} if losses else {}
+        if learns and len(parts) == 1:
+            torch.manual_seed(key)
+            with state.autocast():
+                return state.features(parts[0])
+        found = []
+        with torch.no_grad(), standing(state.image), state.autocast():
+            for number, part in enumerate(parts):
+                torch.manual_seed(key + number)
+                found.append(state.features(part))
+        return torch.cat(found).requires_grad_(learns)
+
+    def _again(self, parts: Sequence[Tensor], features: Tensor, key: int) -> None:
+        """Run each part again, now for its gradient: that of the ``features`` is known by now."""
+        if features.grad is None:  # no objective looked at them
+            return
+        for number, (part, gradient) in enumerate(zip(parts, _cut(features.grad, len(parts[0])), strict=True)):
+            torch.manual_seed(key + number)
+            with self.state.autocast():
+                again = self.state.features(part)
+            torch.autograd.backward([again], [gradient.to(again.dtype)])
+
+    def _summed(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Return the sums over the processes."""
+        whole = torch.stack([value.float() for value in values.values()])
+        self.ranks.total([whole])
+        return dict(zip(values, whole.tolist(), strict=True))
+
+    def _not_finite(self, what: str, epoch: int, batch: Batch) -> ModelError:
+        where = f"epoch {epoch + 1}, step {self.state.step + 1}"
+        shown = [str(self.split.train[int(place)].path) for place in batch.places[:3]]
+        helps = "start anew with a lower learning rate"
+        if self.state.in_bf16:
+            helps = f"go on from the last good checkpoint with --resume --precision fp32, or {helps}"
+        return ModelError(
+            f"the {what} in {where}, with {', '.join(shown)} and {len(batch.places) - len(shown)} more", helps
+        )
+
+    def _finish_epoch(self, pace: dict[str, float]) -> None:
+        state = self.state
+        top1 = self._top1() if self._validation_due() else dict.fromkeys(LAYERS, None)
+        means = state.mean_losses()
         record = {
             "epoch": state.epoch + 1,
             "of": self.schedule.epochs,
@@ -196,7 +320,7 @@ class Trainer:
             "loss": means.pop("loss", None),
             "parts": means,
             "ramp": self.schedule.ramp(state.epoch, state.step),
-            "images_per_s": rate,
+            **pace,
             "val_top1": top1,
         }
         state.epoch, state.step = state.epoch + 1, 0
@@ -217,22 +341,29 @@ class Trainer:
         return shown >= VALIDATE_EVERY * (len(self.split.gallery) + len(self.split.queries))
 
     def _top1(self) -> dict[str, float | None]:
-        state = self.state
-        top1 = self.validate(state.average["image"], self.split.gallery, self.split.queries).top1
-        state.keep_if_best(top1[FEATURES])
-        return top1
+        """Validate in the first process, and tell the others."""
+        state, top1 = self.state, None
+        if self.ranks.first:
+            top1 = self.validate(state.average["image"], self.split.gallery, self.split.queries).top1
+        found: dict[str, float | None] = self.ranks.share(top1)
+        state.keep_if_best(found[FEATURES])
+        return found
 
     def validate(self, image: nn.Module, gallery: Sequence[Row], queries: Sequence[Row]) -> Validation:
         """Measure ``image`` under the averaged head: nearest view in ``gallery`` of every query."""
         head: nn.Linear = self.state.average["head"]  # type: ignore[assignment]
         probe = Probe(image, head, self.spec, self.state.device)
-        return validate(probe, gallery, queries, self.pipeline, self.state.recipe.serve.weight)
+        return validate(probe, gallery, queries, self.seen, self.state.recipe.serve.weight)
 
 
 def labels_of(split: Split) -> Ids:
     """Return the label of each training row, int64 (N,): the place of its SKU among ``split.skus``."""
     places = {sku: label for label, sku in enumerate(split.skus)}
     return np.array([places[row.sku] for row in split.train], np.int64)
+
+
+def _cut(rows: Tensor, size: int) -> list[Tensor]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _layout(image: torch.nn.Module) -> torch.memory_format:

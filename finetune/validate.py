@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from skumatch import images
 from skumatch.dataset import Row
-from skumatch.embed import Pipeline
+from skumatch.embed import Pipeline, cores, ordered_batches
+from skumatch.errors import ImageError
 from skumatch.eval.intervals import SIGNIFICANT, mcnemar
 from skumatch.finetune import parts
+from skumatch.finetune.cache import PictureCache
+from skumatch.finetune.data import Split
 from skumatch.runtime.served import BOTH, FEATURES, HEAD, Layer, Served
 from skumatch.runtime.torch import Network, lean
 from skumatch.spec import Pixels, Spec, Vectors
@@ -51,8 +54,50 @@ class Probe:
         return both * np.float32(2**0.5)  # side by side each has half of the length's square
 
 
+def validated(split: Split) -> tuple[Row, ...]:
+    """Return the pictures that every epoch validates with, each once."""
+    return tuple({row.path: row for row in (*split.gallery, *split.queries)}.values())
+
+
+class Pictures:
+    """Pictures as the encoder ``spec`` takes them, read with the threads of ``pipeline``; those of ``rows`` are read
+    from their files once where there is a ``cache``, which has a place for each."""
+
+    def __init__(self, spec: Spec, pipeline: Pipeline, rows: Sequence[Row], cache: PictureCache | None) -> None:
+        self.spec, self.pipeline, self.rows, self.cache = spec, pipeline, rows, cache
+        self.places = {row.path: place for place, row in enumerate(rows)} if cache is not None else {}
+
+    def fill(self) -> None:
+        """Read into the cache what it lacks."""
+        if self.cache is not None:
+            lacking = self.cache.missing(np.arange(len(self.rows)))
+            for _ in self.batches([self.rows[place] for place in lacking]):
+                pass
+
+    def batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], Pixels]]:
+        """Yield the readable ones of ``rows``, in order, with their pixels uint8 (N, 3, S, S)."""
+        for group, found in ordered_batches(rows, self._read, self.pipeline.batch, self.pipeline.workers or cores()):
+            good = [(row, pixels) for row, pixels in zip(group, found, strict=True) if pixels is not None]
+            if good:
+                yield [row for row, _ in good], np.stack([pixels for _, pixels in good])
+
+    def _read(self, row: Row) -> Pixels | None:
+        place = self.places.get(row.path)
+        kept = None if self.cache is None or place is None else self.cache.get(place)
+        if kept is not None:
+            return kept[0].transpose(2, 0, 1)
+        try:
+            image = images.read_image(row.path, self.pipeline.max_pixels)
+        except ImageError:
+            return None
+        pixels = images.to_pixels(image, self.spec)
+        if self.cache is not None and place is not None:
+            self.cache.put(place, pixels.transpose(1, 2, 0), image.shape[1] / image.shape[0])
+        return pixels
+
+
 def validate(
-    probe: Probe, gallery: Sequence[Row], queries: Sequence[Row], pipeline: Pipeline, weight: float
+    probe: Probe, gallery: Sequence[Row], queries: Sequence[Row], pictures: Pictures, weight: float
 ) -> Validation:
     """Embed ``gallery`` and ``queries`` and look up each query's nearest view by cosine, in every layer.
 
@@ -60,8 +105,8 @@ def validate(
     """
     if not queries:
         return Validation({layer: np.zeros(0, bool) for layer in LAYERS})
-    views, view_skus = _embed(probe, gallery, pipeline)
-    found, skus = _embed(probe, queries, pipeline)
+    views, view_skus = _embed(probe, gallery, pictures)
+    found, skus = _embed(probe, queries, pictures)
     if not len(views) or not len(found):
         return Validation({layer: np.zeros(len(found), bool) for layer in LAYERS})
     return Validation({layer: np.array(view_skus[best] == skus) for layer, best in _best(views, found, probe, weight)})
@@ -80,14 +125,11 @@ def _best(views: Vectors, queries: Vectors, probe: Probe, weight: float) -> list
     return [(layer, np.concatenate(places)) for layer, places in best.items()]
 
 
-def _embed(encoder: Probe, rows: Sequence[Row], pipeline: Pipeline) -> tuple[Vectors, NDArray[np.str_]]:
-    paths: list[Path] = [row.path for row in rows]
-    vectors, skus, start = [], [], 0
-    for batch in pipeline.embed(paths, encoder):
-        if len(batch.good):  # an empty batch has the width of one layer only
-            vectors.append(batch.vectors)
-        skus += [rows[start + int(i)].sku for i in batch.good]
-        start += len(batch.sources)
+def _embed(encoder: Probe, rows: Sequence[Row], pictures: Pictures) -> tuple[Vectors, NDArray[np.str_]]:
+    vectors, skus = [], []
+    for group, pixels in pictures.batches(rows):
+        vectors.append(encoder.encode(pixels))
+        skus += [row.sku for row in group]
     found = np.concatenate(vectors) if vectors else np.empty((0, encoder.spec.dim), np.float32)
     return found, np.array(skus, np.str_)
 

@@ -67,7 +67,8 @@ class SubCentreArcFace(Objective):
         turned = own * torch.cos(margin) - torch.sqrt(1 - own * own) * torch.sin(margin)
         target = torch.where(own > -torch.cos(margin), turned, own - torch.sin(margin) * margin)
         logits = self.how.s * cosines.scatter(1, seen.labels[:, None], target)
-        return F.cross_entropy(logits, seen.labels, label_smoothing=self.how.label_smoothing)
+        smoothing = self.how.label_smoothing
+        return seen.mean(F.cross_entropy(logits, seen.labels, reduction="none", label_smoothing=smoothing))
 
 
 def adaptive_margins(counts: Ids, how: Settings) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
@@ -93,4 +94,5 @@ class NormalizedSoftmax(Objective):
     def forward(self, seen: Seen) -> Tensor:
         """Return the mean loss."""
         logits = self.how.s * self.prototypes(seen.embeddings)
-        return F.cross_entropy(logits, seen.labels, label_smoothing=self.how.label_smoothing)
+        smoothing = self.how.label_smoothing
+        return seen.mean(F.cross_entropy(logits, seen.labels, reduction="none", label_smoothing=smoothing))

@@ -46,14 +46,15 @@ class Clip(Objective):
         Each picture's target is its own title; each title's target is spread evenly over the pictures that carry it.
         A title appears once per batch, under a template that the draws of its first picture choose.
         """
-        carried = self.title_of[seen.labels]
-        titles, column = torch.unique(carried, return_inverse=True)
-        texts = F.normalize(self._encode(titles, column, seen.draws).float(), dim=1)
+        titles, column = torch.unique(seen.gather(self.title_of[seen.labels]), return_inverse=True)
+        texts = F.normalize(self._encode(titles, column, seen.gather(seen.draws)).float(), dim=1)
         images = F.normalize(seen.features.float(), dim=1)
-        logits = images @ texts.T / self.temperature()
-        to_text = F.cross_entropy(logits, column)
-        owns = F.one_hot(column, len(titles)).T.float()
-        to_image = -(F.log_softmax(logits.T, dim=1) * owns / owns.sum(1, keepdim=True)).sum(1).mean()
+        own = column[seen.start : seen.start + len(images)]
+        to_text = seen.mean(F.cross_entropy(images @ texts.T / self.temperature(), own, reduction="none"))
+        mine = slice(seen.ranks.rank, None, seen.ranks.world)  # each process has its part of the titles
+        logits = texts[mine] @ seen.gather(images).T / self.temperature()
+        owns = F.one_hot(column, len(titles)).T[mine].float()
+        to_image = -(F.log_softmax(logits, dim=1) * owns / owns.sum(1, keepdim=True)).sum() / len(titles)
         return (to_text + to_image) / 2
 
     def _encode(self, titles: Tensor, column: Tensor, draws: Tensor) -> Tensor:

@@ -25,9 +25,10 @@ class Distil(Objective):
         self.project = nn.Linear(dim, teacher.dim)
 
     def forward(self, seen: Seen) -> Tensor:
-        """Return the mean of 1 - cosine, plus the mean squared difference of the batch's cosines."""
+        """Return the mean of 1 - cosine, plus the mean squared difference of the whole batch's cosines."""
         features = seen.features.float()
         wanted = F.normalize(self.teacher.features(seen.pictures, self.size), dim=1)
-        pointwise = (1 - F.cosine_similarity(self.project(features), wanted, dim=1)).mean()
+        pointwise = seen.mean(1 - F.cosine_similarity(self.project(features), wanted, dim=1))
         own = F.normalize(features, dim=1)
-        return pointwise + F.mse_loss(own @ own.T, wanted @ wanted.T)
+        differences = own @ seen.gather(own).T - wanted @ seen.gather(wanted).T
+        return pointwise + differences.square().sum() / seen.total**2

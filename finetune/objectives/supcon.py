@@ -34,14 +34,17 @@ class SupCon(Objective):
         self.temperature = Temperature(how.temperature, how.learn)
 
     def forward(self, seen: Seen) -> Tensor:
-        """Return the mean over anchors that have a positive; 0 where none has."""
+        """Return the mean over anchors that have a positive, in any process; 0 where none has."""
         rows = F.normalize(seen.embeddings.float(), dim=1)
-        own = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-        logits = (rows @ rows.T / self.temperature()).masked_fill(own, -torch.inf)
+        every, labels = seen.gather(rows), seen.gather(seen.labels)
+        own = torch.zeros(len(rows), len(every), dtype=torch.bool, device=rows.device)
+        own.diagonal(seen.start).fill_(True)
+        logits = (rows @ every.T / self.temperature()).masked_fill(own, -torch.inf)
         log_share = (logits - logits.logsumexp(1, keepdim=True)).masked_fill(own, 0.0)
-        positive = (seen.labels[:, None] == seen.labels[None]) & ~own
+        positive = (seen.labels[:, None] == labels[None]) & ~own
         count = positive.sum(1)
         per_anchor = -(log_share * positive).sum(1) / count.clamp(min=1)
-        anchors = count > 0
-        loss: Tensor = (per_anchor * anchors).sum() / anchors.sum().clamp(min=1)
+        sizes = torch.bincount(labels)
+        anchors = (sizes[labels] > 1).sum()
+        loss: Tensor = (per_anchor * (count > 0)).sum() / anchors.clamp(min=1)
         return loss
