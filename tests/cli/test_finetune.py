@@ -121,10 +121,22 @@ def test_ctrl_c_leaves_a_model_and_resume_finishes_it(skumatch: Skumatch, untouc
     disagree = skumatch("finetune", "--resume", "--seed", "5")
     assert disagree.code == 2
     assert "the interrupted run has seed 0, not 5" in disagree.errors[0]
-    resumed = skumatch("finetune", "--resume", "--device", "cpu")
+    resumed = skumatch("finetune", "--resume", "--cache", "--device", "cpu")
     assert resumed.code == 0, resumed.err
     finished = open_bundle(untouched / "models")
     assert finished.document["interrupted"] is False
     assert finished.document["recipe"]["epochs"] == 30
     lines = (runs(untouched / "models")[0] / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 32))
+
+
+@pytest.mark.slow
+def test_torchrun_trains_one_model_and_one_process_talks(untouched: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(Path(sys.executable).parent / "skumatch"), *QUICK, "--accumulate", "2", "--cache"]
+    ran = subprocess.run(command, cwd=untouched, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("wrote ") == 1
+    assert [folder.name for folder in runs(untouched / "models")] == ["r000001"]
+    compute = open_bundle(untouched / "models").document["recipe"]["compute"]
+    assert compute["accumulate"] == 2 and compute["cache"]

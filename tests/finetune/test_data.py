@@ -13,7 +13,7 @@ import torch
 from skumatch.dataset import Dataset, Row
 from skumatch.errors import DataError
 from skumatch.finetune.augment import draws
-from skumatch.finetune.data import Batch, Canvases, Split, held_out_skus, split_rows
+from skumatch.finetune.data import Batch, Canvases, Shown, Split, held_out_skus, split_rows
 from skumatch.finetune.parts import Augment
 from skumatch.finetune.recipe import Recipe
 from skumatch.readers import open_dataset
@@ -135,10 +135,10 @@ def read(batches: Iterable[Batch | None]) -> list[Batch]:
 
 
 def test_canvases_come_in_order_with_their_labels_and_draws(patterns: Path) -> None:
-    recipe = Recipe(batch=7, seed=3)
+    recipe = Recipe(seed=3)
     source = canvases(patterns, recipe)
     order: Ids = np.random.default_rng(0).permutation(len(source.rows))
-    batches = read(source.batches(order, epoch=2, size=32))
+    batches = read(source.batches(Shown.of(order), 2, 32, 7))
     assert [len(batch.labels) for batch in batches] == [7, 7, 7, 3]
     assert torch.cat([batch.labels for batch in batches]).tolist() == source.labels[order].tolist()
     assert np.array_equal(torch.cat([batch.draws for batch in batches]).numpy(), draws(3, 2, order))
@@ -154,8 +154,8 @@ def test_smaller_crops_are_cut_from_larger_canvases(patterns: Path) -> None:
     order = np.arange(4, dtype=np.int64)
     sides = []
     for min_scale in (1.0, 0.35, 0.05):
-        recipe = Recipe(batch=4, augment=Augment(min_scale=min_scale))
-        sides.append(read(canvases(patterns, recipe).batches(order, 0, 64))[0].canvases.shape[-1])
+        recipe = Recipe(augment=Augment(min_scale=min_scale))
+        sides.append(read(canvases(patterns, recipe).batches(Shown.of(order), 0, 64, 4))[0].canvases.shape[-1])
     assert sides[0] == 64
     assert sides == sorted(set(sides))
 
@@ -163,10 +163,10 @@ def test_smaller_crops_are_cut_from_larger_canvases(patterns: Path) -> None:
 def test_canvases_do_not_depend_on_threads_or_batches(patterns: Path) -> None:
     order = np.arange(12, dtype=np.int64)
     how = Augment(jpeg=0.5)
-    one = read(canvases(patterns, Recipe(batch=4, augment=how), workers=1).batches(order, 0, 32))
-    two = read(canvases(patterns, Recipe(batch=6, augment=how), workers=4).batches(order, 0, 32))
+    one = read(canvases(patterns, Recipe(augment=how), workers=1).batches(Shown.of(order), 0, 32, 4))
+    two = read(canvases(patterns, Recipe(augment=how), workers=4).batches(Shown.of(order), 0, 32, 6))
     assert torch.equal(torch.cat([b.canvases for b in one]), torch.cat([b.canvases for b in two]))
-    plain = read(canvases(patterns, Recipe(batch=4, augment=Augment(jpeg=0))).batches(order, 0, 32))
+    plain = read(canvases(patterns, Recipe(augment=Augment(jpeg=0))).batches(Shown.of(order), 0, 32, 4))
     assert not torch.equal(torch.cat([b.canvases for b in one]), torch.cat([b.canvases for b in plain]))
 
 
@@ -174,10 +174,10 @@ def test_unreadable_pictures_are_left_out_and_remembered(store: Path) -> None:
     bad = store / "train" / "sku-2" / "1.png"
     bad.write_bytes(b"not a picture")
     shutil.rmtree(store / "test")
-    source = canvases(store, Recipe(batch=8))
+    source = canvases(store, Recipe())
     order = np.arange(24, dtype=np.int64)
     for _ in range(2):
-        labels = torch.cat([batch.labels for batch in read(source.batches(order, 0, 32))])
+        labels = torch.cat([batch.labels for batch in read(source.batches(Shown.of(order), 0, 32, 8))])
         assert len(labels) == 23
         assert int((labels == 2).sum()) == 3
     assert list(source.failures) == [bad]
@@ -187,7 +187,7 @@ def test_unreadable_pictures_are_left_out_and_remembered(store: Path) -> None:
 def test_a_batch_without_two_readable_pictures_keeps_its_place(store: Path) -> None:
     for view in (0, 1, 2):
         (store / "train" / "sku-0" / f"{view}.png").write_bytes(b"broken")
-    found = list(canvases(store, Recipe(batch=4)).batches(np.arange(8, dtype=np.int64), 0, 32))
+    found = list(canvases(store, Recipe()).batches(Shown.of(np.arange(8, dtype=np.int64)), 0, 32, 4))
     assert found[0] is None
     assert found[1] is not None
     assert len(found[1].labels) == 4

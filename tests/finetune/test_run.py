@@ -17,7 +17,7 @@ from skumatch.embed import Pipeline
 from skumatch.encoder import open_encoder
 from skumatch.errors import ArtefactError, ConfigError, DataError, ModelError, SkumatchError
 from skumatch.finetune.data import split_rows
-from skumatch.finetune.parts import Augment, Course
+from skumatch.finetune.parts import Augment, Compute, Course
 from skumatch.finetune.recipe import Recipe
 from skumatch.finetune.run import Job, finetune, recorded_recipe, runs, unfinished
 from skumatch.model import SKUS, open_bundle
@@ -127,7 +127,23 @@ def test_stop_and_resume_end_in_the_same_weights(
     assert not resumed.interrupted
     assert resumed.spec.digest == whole[0]
     assert len(runs(tmp_path)) == 1
-    assert len((runs(tmp_path)[0] / "metrics.jsonl").read_text().splitlines()) == 3
+    assert measured(tmp_path) == measured(whole[1])
+
+
+def measured(store: Path) -> list[dict[str, Any]]:
+    """What the only run wrote per epoch, but for the time it took."""
+    (run,) = runs(store)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in ("images_per_s", "waited")} for record in records]
+
+
+def test_how_the_work_is_done_may_change_on_the_way(whole: tuple[str, Path], patterns: Path, tmp_path: Path) -> None:
+    finetune(job(patterns, tmp_path), should_stop=StopAfter(2))
+    other = Recipe(**{**vars(RECIPE), "compute": Compute(cache=True)})
+    resumed = finetune(job(patterns, tmp_path, other), resume=True)
+    assert not resumed.interrupted
+    assert open_bundle(resumed.folder).document["recipe"]["compute"]["cache"] is True
+    assert [record["epoch"] for record in measured(tmp_path)] == [1, 2, 3]
 
 
 def test_a_run_may_be_stopped_twice(whole: tuple[str, Path], patterns: Path, tmp_path: Path) -> None:
@@ -285,7 +301,7 @@ def test_a_loss_that_is_not_a_number_names_epoch_and_step(patterns: Path, tmp_pa
     weights = tmp_path / "nan.safetensors"
     save_poisoned(weights)
     source = ModelSource("timm:test_efficientnet", weights, size=32)
-    with pytest.raises(ModelError, match=r"the loss is nan in epoch 1, step 1 - lower the learning rate"):
+    with pytest.raises(ModelError, match=r"the loss is nan in epoch 1, step 1, with .*png and 3 more - start anew"):
         finetune(job(patterns, tmp_path / "models", RECIPE, source))
     assert torch.is_grad_enabled()
     assert artefact.current(tmp_path / "models") is None

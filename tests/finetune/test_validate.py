@@ -14,10 +14,13 @@ from torch import nn
 from skumatch.dataset import Row
 from skumatch.embed import Pipeline
 from skumatch.encoder import Encoder
+from skumatch.finetune.cache import open_cache
+from skumatch.finetune.data import Split
 from skumatch.finetune.parts import Served
-from skumatch.finetune.validate import LAYERS, Probe, Validation, choose_layer, validate
+from skumatch.finetune.validate import LAYERS, Pictures, Probe, Validation, choose_layer, validate, validated
 from skumatch.readers import open_dataset
 from skumatch.runtime.served import BOTH, FEATURES, HEAD, Layer
+from skumatch.spec import ResizeMode
 
 MEASURE = Served()
 
@@ -76,9 +79,13 @@ def rows(root: Path, split: str) -> tuple[Row, ...]:
     return open_dataset(root).split(split).rows
 
 
+def pictures(probe: Probe, **how: int) -> Pictures:
+    return Pictures(probe.spec, Pipeline(**how), (), None)
+
+
 def test_every_layer_is_measured_as_if_alone(probe: Probe, patterns: Path) -> None:
     gallery, queries = rows(patterns, "train"), rows(patterns, "test")
-    found = validate(probe, gallery, queries, Pipeline(batch=5, workers=2), 0.25)
+    found = validate(probe, gallery, queries, pictures(probe, batch=5, workers=2), 0.25)
     vectors = {}
     for name, side in (("views", gallery), ("queries", queries)):
         parts = [batch.vectors for batch in Pipeline().embed([row.path for row in side], probe)]
@@ -98,18 +105,39 @@ def test_every_layer_is_measured_as_if_alone(probe: Probe, patterns: Path) -> No
 
 def test_without_queries_nothing_is_embedded(probe: Probe) -> None:
     missing = (Row(Path("nowhere.png"), "a", "train"),)
-    assert validate(probe, missing, (), Pipeline(), 0.5).top1 == dict.fromkeys(LAYERS)
+    assert validate(probe, missing, (), pictures(probe), 0.5).top1 == dict.fromkeys(LAYERS)
 
 
 @pytest.mark.parametrize("side", ["train", "test"])
 def test_unreadable_pictures_are_left_out(probe: Probe, store: Path, side: str) -> None:
     (store / side / "sku-0" / ("0.png" if side == "train" else "4.png")).write_bytes(b"broken")
-    found = validate(probe, rows(store, "train"), rows(store, "test"), Pipeline(batch=1, workers=1), 0.5)
+    found = validate(probe, rows(store, "train"), rows(store, "test"), pictures(probe, batch=1, workers=1), 0.5)
     assert len(found.right[FEATURES]) == (12 if side == "train" else 11)
     assert found.top1[FEATURES] == 1.0
 
 
 def test_a_gallery_that_cannot_be_read_is_right_about_nothing(probe: Probe, patterns: Path) -> None:
     broken = (Row(patterns / "absent.png", "sku-0", "train"),)
-    found = validate(probe, broken, rows(patterns, "test"), Pipeline(), 0.5)
+    found = validate(probe, broken, rows(patterns, "test"), pictures(probe), 0.5)
     assert found.top1 == dict.fromkeys(LAYERS, 0.0)
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad"])
+def test_with_a_cache_files_are_read_once_and_look_the_same(
+    probe: Probe, store: Path, tmp_path: Path, resize: ResizeMode
+) -> None:
+    spec = replace(probe.spec, resize=resize, crop_pct=0.8)
+    (store / "train" / "sku-1" / "1.png").write_bytes(b"broken")
+    split = Split(rows(store, "train"), rows(store, "train"), rows(store, "test"))
+    shown = validated(split)
+    plain = np.concatenate([pixels for _, pixels in Pictures(spec, Pipeline(), (), None).batches(shown)])
+    kept = Pictures(spec, Pipeline(), shown, open_cache(tmp_path, shown, spec.size, True))
+    kept.fill()
+    for row in shown:
+        row.path.unlink()
+    again = list(kept.batches(shown))
+    assert np.array_equal(np.concatenate([pixels for _, pixels in again]), plain)
+    assert [row for group, _ in again for row in group] == [
+        r for r in shown if r.path.name != "1.png" or r.sku != "sku-1"
+    ]
+    assert len(plain) == len(shown) - 1
