@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,7 @@ import ablate_titles
 import numpy as np
 from ablate_bars import HOME_RECIPES
 from ablate_shop import Shop
-from common import Result, arguments
-
-MINUTES = 75
-_STARTED = time.perf_counter()
+from common import Result, arguments, kept
 
 
 def main() -> None:
@@ -43,18 +39,6 @@ def main() -> None:
     if not options.quick:
         bars(result)
     result.write(options.json)
-
-
-def kept(file: Path, run: Callable[[], Any]) -> Any:
-    """Return what ``run`` measured, from ``file`` where it was measured before. Ends the script when time is up."""
-    if not file.exists():
-        if time.perf_counter() - _STARTED > 60 * MINUTES:
-            raise SystemExit(f"{MINUTES} minutes are over; with --work, run it again: what is finished is kept")
-        print(f"running {file.stem}", flush=True)
-        measured = run()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(measured))
-    return json.loads(file.read_text())
 
 
 def tables(found: dict[str, Any]) -> None:

@@ -9,12 +9,15 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+MINUTES = 75  # after these no further rung is begun
+_STARTED = time.perf_counter()
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -29,6 +32,18 @@ def arguments(description: str) -> argparse.Namespace:
     if options.weights.is_dir():
         options.weights = options.weights / "mobilenetv2_100_imagenet.safetensors"
     return options
+
+
+def kept(file: Path, run: Callable[[], Any]) -> Any:
+    """Return what ``run`` measured, from ``file`` where it was measured before. Ends the script when time is up."""
+    if not file.exists():
+        if time.perf_counter() - _STARTED > 60 * MINUTES:
+            raise SystemExit(f"{MINUTES} minutes are over; with --work, run it again: what is finished is kept")
+        print(f"running {file.stem}", flush=True)
+        measured = run()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(measured))
+    return json.loads(file.read_text())
 
 
 @dataclass
