@@ -8,6 +8,7 @@ torchrun; without it there is one process, and nothing here does anything. Knows
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -187,7 +188,7 @@ def joined(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(found.local)
     # Its functions have the group of all as a default: imported later, by an optimiser, it would keep the group from
     # ending with ``destroy_process_group``, and its threads from ending before the process does, which aborts it.
-    from torch.distributed.nn import functional  # noqa: F401
+    importlib.import_module("torch.distributed.nn.functional")
 
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:

@@ -149,12 +149,11 @@ def _caches(
     if not job.recipe.compute.cache:
         return None, None
     store, side = job.out / "cache" / f"node{ranks.node}", canvas_side(largest, job.recipe.augment)
-    if ranks.local == 0:
-        open_cache(store / "train", split.train, side, True)
+    made = open_cache(store / "train", split.train, side, True) if ranks.local == 0 else None
     ranks.wait()
     how, shown = json.dumps(asdict(preprocess_of(spec))), validated(split)
     validating = open_cache(store / "validation", shown, spec.size, True, how) if ranks.first and shown else None
-    return open_cache(store / "train", split.train, side, False), validating
+    return made or open_cache(store / "train", split.train, side, False), validating
 
 
 def _require_alike(ranks: Ranks, start: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +73,7 @@ class TensorBoard:
 def require_tensorboard() -> None:
     """Raise ConfigError when tensorboard is not installed."""
     try:
-        import torch.utils.tensorboard  # noqa: F401
+        importlib.import_module("torch.utils.tensorboard")
     except ImportError as error:
         raise ConfigError(
             "TensorBoard is not installed", "pip install 'skumatch[track]', or leave out --track"

@@ -1,4 +1,4 @@
-"""The training loop: epochs of batches through augmentation, network, head and objectives.
+"""The training loop: epochs of steps, the pictures for them, validation and checkpoints.
 
 Every random number is a function of (seed, epoch, step or picture): a run that was stopped and resumed ends in the
 same weights. Knows nothing about folders or bundles.
@@ -8,28 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skumatch.dataset import Row
 from skumatch.embed import Pipeline, cores
-from skumatch.errors import ModelError
-from skumatch.finetune.augment import augment
 from skumatch.finetune.cache import PictureCache
 from skumatch.finetune.data import Batch, Canvases, Shown, Split, ahead
 from skumatch.finetune.memory import checkpointed
-from skumatch.finetune.norms import standing
-from skumatch.finetune.objectives.base import Seen
 from skumatch.finetune.ranks import Ranks
 from skumatch.finetune.sampler import Lookalikes, groups_of, order_for, shard, steps_of
 from skumatch.finetune.schedule import Schedule, stopped
 from skumatch.finetune.state import TrainState
+from skumatch.finetune.step import Step
 from skumatch.finetune.validate import LAYERS, Pictures, Probe, Validation, validate, validated
 from skumatch.runtime.served import FEATURES
 from skumatch.spec import Ids, Spec
@@ -110,6 +105,7 @@ class Trainer:
         )
         self.seen = Pictures(self.spec, self.pipeline, validated(self.split), self.validating)
         self.schedule = Schedule(recipe, steps_of(len(self._order(0)), recipe.batch))
+        self.step = Step(self.state, self.schedule, self.split, self.ranks)
         self._saved, self._waited, self._filled = time.monotonic(), 0.0, False
         self.share = len(self._own(0).places) // self.schedule.steps  # pictures of a batch that this process shows
 
@@ -170,8 +166,7 @@ class Trainer:
                 return False
             counts = tuple(count for _, count in said)
             if batch is not None and all(counts):
-                with self._roomy(size):
-                    losses = self._step(batch, epoch, size, counts)
+                losses = self.step.take(batch, size, counts)
                 state.count(losses)
                 self.reporter.step(losses["loss"], sum(counts))
             state.step += 1
@@ -195,19 +190,6 @@ class Trainer:
     def _order(self, epoch: int) -> Ids:
         return order_for(self.labels, self.state.recipe, self._alike(epoch), epoch)
 
-    @contextmanager
-    def _roomy(self, size: int) -> Iterator[None]:
-        """Turn a lack of GPU memory into a ModelError that says what helps."""
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            recipe = self.state.recipe
-            parts = f" in {recipe.compute.accumulate} parts" if recipe.compute.accumulate > 1 else ""
-            raise ModelError(
-                f"the GPU has not enough memory for a batch of {recipe.batch}{parts} at {size} px",
-                f"--accumulate {2 * recipe.compute.accumulate}, --checkpointing or a smaller --size",
-            ) from error
-
     def _own(self, epoch: int) -> Shown:
         """Return what this process shows in ``epoch``: an equal part of every batch."""
         whole, batch = Shown.of(self._order(epoch)), self.state.recipe.batch
@@ -230,83 +212,6 @@ class Trainer:
 
     def _size(self) -> int:
         return self.schedule.size(self.state.epoch, self.spec.size, self.tower.resizable, self.tower.patch)
-
-    def _step(self, batch: Batch, epoch: int, size: int, counts: tuple[int, ...]) -> dict[str, float]:
-        """Do one optimiser step and return the losses. Raises ModelError when the gradients are not finite.
-
-        ``counts``: how many pictures each process has.
-        """
-        state, schedule = self.state, self.schedule
-        key = (state.recipe.seed * 1_000_003 + epoch) * 1_000_003 + state.step
-        state.scale_lr(schedule.lr_factor(epoch, state.step))
-        moved = batch.to(state.device)
-        pictures = augment(moved.canvases, moved.aspects, moved.draws, size, state.recipe.augment)
-        pictures = pictures.to(memory_format=_layout(state.image))
-        learns = not schedule.head_only(epoch) and bool(state.trained)
-        parts = _cut(pictures, -(-len(pictures) // state.recipe.compute.accumulate))
-        features = self._features(parts, learns, key)
-        with state.autocast():
-            torch.manual_seed(key)
-            embeddings = state.head(state.dropped(features, self.ranks.rank, counts))
-            ramp = schedule.ramp(epoch, state.step)
-            seen = Seen(features, embeddings, moved.labels, pictures, ramp, moved.draws, self.ranks, counts)
-            loss, values = state.objectives(seen)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if learns and len(parts) > 1:
-            self._again(parts, features, key)
-        state.collect_gradients()
-        norm = state.clip_gradients(self.ranks)
-        losses = self._summed({"loss": loss.detach(), **values})
-        if not np.isfinite(losses["loss"]):
-            raise self._not_finite(f"loss is {losses['loss']}", epoch, batch)
-        if not norm.isfinite():
-            raise self._not_finite(f"gradient's norm is {norm.item()}", epoch, batch)
-        state.settle(self.ranks)
-        if state.recipe.sampler.refresh:
-            labels = self.ranks.gather(moved.labels, counts)
-            state.centres.add(self.ranks.gather(embeddings.detach(), counts), labels)
-        return losses
-
-    def _features(self, parts: Sequence[Tensor], learns: bool, key: int) -> Tensor:
-        """Return the features of all parts of a batch; of several, as a leaf whose gradient ``_again`` hands on."""
-        state = self.state
-        if learns and len(parts) == 1:
-            torch.manual_seed(key)
-            with state.autocast():
-                return state.features(parts[0])
-        found = []
-        with torch.no_grad(), standing(state.image), state.autocast():
-            for number, part in enumerate(parts):
-                torch.manual_seed(key + number)
-                found.append(state.features(part))
-        return torch.cat(found).requires_grad_(learns)
-
-    def _again(self, parts: Sequence[Tensor], features: Tensor, key: int) -> None:
-        """Run each part again, now for its gradient: that of the ``features`` is known by now."""
-        if features.grad is None:  # no objective looked at them
-            return
-        for number, (part, gradient) in enumerate(zip(parts, _cut(features.grad, len(parts[0])), strict=True)):
-            torch.manual_seed(key + number)
-            with self.state.autocast():
-                again = self.state.features(part)
-            torch.autograd.backward([again], [gradient.to(again.dtype)])
-
-    def _summed(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Return the sums over the processes."""
-        whole = torch.stack([value.float() for value in values.values()])
-        self.ranks.total([whole])
-        return dict(zip(values, whole.tolist(), strict=True))
-
-    def _not_finite(self, what: str, epoch: int, batch: Batch) -> ModelError:
-        where = f"epoch {epoch + 1}, step {self.state.step + 1}"
-        shown = [str(self.split.train[int(place)].path) for place in batch.places[:3]]
-        helps = "start anew with a lower learning rate"
-        if self.state.in_bf16:
-            helps = f"go on from the last good checkpoint with --resume --precision fp32, or {helps}"
-        return ModelError(
-            f"the {what} in {where}, with {', '.join(shown)} and {len(batch.places) - len(shown)} more", helps
-        )
 
     def _finish_epoch(self, pace: dict[str, float]) -> None:
         state = self.state
@@ -360,13 +265,3 @@ def labels_of(split: Split) -> Ids:
     """Return the label of each training row, int64 (N,): the place of its SKU among ``split.skus``."""
     places = {sku: label for label, sku in enumerate(split.skus)}
     return np.array([places[row.sku] for row in split.train], np.int64)
-
-
-def _cut(rows: Tensor, size: int) -> list[Tensor]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _layout(image: torch.nn.Module) -> torch.memory_format:
-    first = next((p for p in image.parameters() if p.ndim == 4), None)
-    channels_last = first is not None and first.is_contiguous(memory_format=torch.channels_last) and first.shape[1] > 1
-    return torch.channels_last if channels_last else torch.contiguous_format
