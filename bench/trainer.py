@@ -28,7 +28,9 @@ from skumatch.finetune.objectives.base import Seen, Setting
 from skumatch.finetune.recipe import Recipe, load_recipe
 from skumatch.finetune.run import Job, finetune
 from skumatch.finetune.state import TrainState
+from skumatch.finetune.trainer import Silent
 from skumatch.readers import open_dataset
+from skumatch.runtime.torch import memory_format
 from skumatch.synth import write_store
 from skumatch.towers.build import ModelSource, build
 
@@ -164,7 +166,7 @@ def store(root: Path, skus: int, views: int, size: int = 96) -> Dataset:
     return open_dataset(write_store(root, skus, views, 1, 0, size))
 
 
-class Turns:
+class Turns(Silent):
     """A Reporter that runs the bare loop after each epoch."""
 
     def __init__(self, bare: Callable[[], float]) -> None:
@@ -178,12 +180,6 @@ class Turns:
     def _listen(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and str(arguments[0]).endswith((".jpg", ".png")):
             self.opened += 1
-
-    def begin(self, steps: int, done: int) -> None:
-        """Start."""
-
-    def step(self, loss: float, images: int) -> None:
-        """Go on."""
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Keep the epoch's rate and measure the bare loop's."""
@@ -215,13 +211,10 @@ def bare_loop(case: Case, skus: int) -> Callable[[], float]:
     tower, device = build(case.source), torch.device(case.device)
     state = TrainState(Setting(case.recipe, np.ones(skus, np.int64), ("",) * skus, tower, device))
     state.set_stage(False)
-    layout = next(p for p in tower.image.parameters() if p.ndim == 4)
-    last = layout.is_contiguous(memory_format=torch.channels_last)
+    layout = memory_format(tower.image)
     generator = torch.Generator().manual_seed(0)
     batches = [
-        (torch.rand(case.batch, 3, case.size, case.size, generator=generator) * 255).to(
-            device, memory_format=torch.channels_last if last else torch.contiguous_format
-        )
+        (torch.rand(case.batch, 3, case.size, case.size, generator=generator) * 255).to(device, memory_format=layout)
         for _ in range(4)
     ]
     labels = torch.arange(case.batch, device=device) % skus

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ import pytest
 
 from skumatch.dataset import Row
 from skumatch.errors import ConfigError
-from skumatch.finetune import cache as module
 from skumatch.finetune.cache import COMPLETE, STARTED, PictureCache, open_cache
 from skumatch.finetune.data import canvas_side, split_rows
 from skumatch.finetune.parts import Augment
 from skumatch.finetune.recipe import recipe_from
 from skumatch.finetune.run import Job, finetune
+from skumatch.finetune.trainer import Silent
 from skumatch.readers import open_dataset
 from skumatch.towers.build import ModelSource
 
@@ -89,7 +89,7 @@ def test_changed_pictures_and_sizes_have_a_cache_of_their_own(
 def test_a_full_disk_is_said_before_anything_is_written(
     rows: tuple[Row, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 100))  # type: ignore[attr-defined]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(ConfigError, match=r"a cache of \d+ pictures of 20 px takes 0.0 GB; 0.0 GB are free"):
         open_cache(tmp_path, rows, 20, True)
     assert not list(tmp_path.iterdir())
@@ -106,17 +106,11 @@ def _listen(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_listen)
 
 
-class Epochs:
+class Epochs(Silent):
     """A Reporter that notes which files had been opened when each epoch ended."""
 
     def __init__(self) -> None:
         self.ends: list[int] = []
-
-    def begin(self, steps: int, done: int) -> None:
-        pass
-
-    def step(self, loss: float, images: int) -> None:
-        pass
 
     def epoch(self, record: dict[str, Any]) -> None:
         self.ends.append(len(OPENED or ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from skumatch.errors import ConfigError, ModelError
 from skumatch.finetune.augment import augment
 from skumatch.finetune.curves import curves
 from skumatch.finetune.data import ahead
+from skumatch.finetune.memory import checkpointed
 from skumatch.finetune.norms import standing
 from skumatch.finetune.ranks import Ranks
 from skumatch.finetune.recipe import recipe_from
 from skumatch.finetune.run import CURVES, Job, Outcome, finetune
 from skumatch.finetune.state import TrainState
+from skumatch.finetune.step import Step
 from skumatch.finetune.track import TensorBoard
-from skumatch.finetune.trainer import Trainer
+from skumatch.finetune.trainer import Silent
 from skumatch.readers import open_dataset
 from skumatch.towers.build import ModelSource, build
 
@@ -37,20 +40,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-class Losses:
+class Losses(Silent):
     """A Reporter that keeps the losses."""
 
     def __init__(self) -> None:
         self.found: list[float] = []
 
-    def begin(self, steps: int, done: int) -> None:
-        pass
-
     def step(self, loss: float, images: int) -> None:
         self.found.append(loss)
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        pass
 
 
 def losses(data: Path, out: Path, source: ModelSource, recipe: dict[str, Any], **compute: Any) -> np.ndarray:
@@ -109,7 +106,7 @@ def test_too_little_gpu_memory_names_three_ways_out(
     def step(*_: Any) -> dict[str, float]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 PiB")
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Step, "_losses", step)
     said = (
         "not enough memory for a batch of 8 in 2 parts at 32 px - --accumulate 4, --checkpointing or a smaller --size"
     )
@@ -128,7 +125,7 @@ def test_a_loss_that_is_no_number_names_step_and_pictures_and_the_run_goes_on(
         calls.append(1)
         return augment(*arguments) * (float("nan") if len(calls) == 4 else 1.0)
 
-    monkeypatch.setattr("skumatch.finetune.trainer.augment", poisoned)
+    monkeypatch.setattr("skumatch.finetune.step.augment", poisoned)
     with pytest.raises(
         ModelError, match=r"the loss is nan in epoch 2, step 2, with .*png, .*png and 5 more - start anew"
     ):
@@ -148,7 +145,8 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(
 
     def poisoned(state: TrainState, ranks: Ranks) -> torch.Tensor:
         if (state.epoch, state.step) == (1, 1):
-            next(state.parameters()).grad.fill_(float("inf"))  # type: ignore[union-attr]
+            first = next(state.parameters())
+            first.grad = torch.full_like(first, float("inf"))
         return clip(state, ranks)
 
     clip = TrainState.clip_gradients
@@ -205,6 +203,22 @@ def test_the_curves_lie_beside_the_model(patterns: Path, tmp_path: Path) -> None
     assert all(name in said for name in ("Loss", "all", "arcface", "retain", "Validation top-1", "features", "head"))
     assert len(drawing.findall(".//{http://www.w3.org/2000/svg}polyline")) == 3
     ElementTree.fromstring(curves([]))
+
+
+def test_tracking_without_tensorboard_is_refused_before_anything_starts(
+    patterns: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    job = Job(open_dataset(patterns), NET, recipe_from(SHORT), tmp_path / "out", "cpu", track=True)
+    with pytest.raises(ConfigError, match=r"TensorBoard is not installed - pip install 'skumatch\[track\]', or leave"):
+        finetune(job)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_that_cannot_checkpoint_says_so() -> None:
+    said = "cannot checkpoint its activations - leave out --checkpointing"
+    with pytest.raises(ModelError, match=said), checkpointed(torch.nn.Linear(2, 2), True):
+        pass
 
 
 def test_tensorboard_reads_what_was_written(patterns: Path, tmp_path: Path) -> None:

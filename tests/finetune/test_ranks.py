@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.finetune.processes import ALIKE, command, losses_apart, surroundings
+from skumatch.errors import ConfigError
+from skumatch.finetune.ranks import joined
+from tests.finetune.processes import ALIKE, NET, SHORT, WORKER, command, job_for, losses_apart, surroundings
+
+
+def test_surroundings_that_make_no_sense_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    said = "the environment variables of torchrun are no numbers - start it with torchrun"
+    with pytest.raises(ConfigError, match=said), joined("cpu"):
+        pass
+
+
+@pytest.mark.slow
+def test_processes_that_see_different_pictures_end_in_one_line(patterns: Path, tmp_path: Path) -> None:
+    job = job_for(patterns, tmp_path / "out", SHORT, NET, other=str(shutil.copytree(patterns, tmp_path / "other")))
+    (tmp_path / "other" / "train" / "sku-0" / "0.png").unlink()
+    done = subprocess.run(command(2, WORKER, job), capture_output=True, text=True, env=surroundings(), check=False)
+    assert done.returncode != 0
+    assert "the processes see different pictures, recipes or encoders - start all of them with the same" in done.stderr
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 @pytest.mark.slow

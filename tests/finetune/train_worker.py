@@ -26,7 +26,7 @@ from skumatch.towers.build import ModelSource
 WRITTEN = "came-of-it.json"
 
 
-class Listener:
+class Listener(trainer.Silent):
     """A Reporter that keeps the losses and, in the first process, counts the steps in a file, for whoever kills it."""
 
     def __init__(self, steps: Path) -> None:
@@ -43,9 +43,6 @@ class Listener:
             with self.steps.open("a") as file:
                 file.write(".")
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        pass
-
 
 def main(job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
@@ -54,7 +51,8 @@ def main(job: dict[str, Any]) -> None:
     listener = Listener(Path(job["steps"]))
     recipe = recipe_from(job["recipe"])
     source = ModelSource(job["model"], random_init=True, size=job["size"])
-    work = Job(open_dataset(Path(job["data"])), source, recipe, out, "cpu", Pipeline(workers=1))
+    data = job["data"] if writes() else job.get("other", job["data"])
+    work = Job(open_dataset(Path(data)), source, recipe, out, "cpu", Pipeline(workers=1))
     outcome = finetune(work, job["resume"] and started(out), listener)
     weights = (outcome.folder / "weights.safetensors").read_bytes()
     found = {
