@@ -48,8 +48,8 @@ class Ranks:
         return self.world == 1
 
     def device(self, name: str) -> str:
-        """Return the device that this process uses of ``name``: each has a GPU of its own."""
-        return f"cuda:{self.local}" if name == "cuda" and not self.alone else name
+        """Return the device that this process uses where ``name`` was asked for: several have a GPU each."""
+        return name if self.alone or not name.startswith("cuda") else f"cuda:{self.local}"
 
     def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Return (sum of ``counts``, ...), the rows (N, ...) of every process in order.

@@ -103,7 +103,7 @@ def finetune(
 
 
 def _finetune(job: Job, resume: bool, reporter: Reporter, should_stop: Callable[[], bool], ranks: Ranks) -> Outcome:
-    device = pick_device(ranks.device(pick_device(job.device).type))
+    device = pick_device(ranks.device(str(pick_device(job.device))))
     folder = unfinished(job.out) if resume and ranks.first else None
     split = split_rows(job.dataset, job.recipe)
     alike = load_lookalikes(job.lookalikes, split.skus, job.recipe) if job.lookalikes else Lookalikes()

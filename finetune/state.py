@@ -282,7 +282,7 @@ class TrainState:
             if state:
                 self.optimizer.state[parameter] = {key: _laid_out(tensor, parameter) for key, tensor in state.items()}
         self.epoch, self.step, self.updates = facts["epoch"], facts["step"], facts["updates"]
-        self.losses, self.counted = facts["losses"], facts["counted"]
+        self.losses, self.counted = facts.get("losses", {}), facts.get("counted", 0)  # older ones end with an epoch
         self.history, self.best_score = facts["history"], facts["best_score"]
         return True
 

@@ -43,9 +43,11 @@ class Step:
         except torch.OutOfMemoryError as error:
             recipe = self.state.recipe
             parts = f" in {recipe.compute.accumulate} parts" if recipe.compute.accumulate > 1 else ""
+            more = 2 * recipe.compute.accumulate  # a part needs two pictures
+            helps = f"--accumulate {more}, --checkpointing" if recipe.batch >= 2 * more else "--checkpointing"
             raise ModelError(
                 f"the GPU has not enough memory for a batch of {recipe.batch}{parts} at {size} px",
-                f"--accumulate {2 * recipe.compute.accumulate}, --checkpointing or a smaller --size",
+                f"{helps} or a smaller --size",
             ) from error
 
     def _losses(self, batch: Batch, size: int, counts: tuple[int, ...]) -> dict[str, float]:

@@ -107,11 +107,11 @@ def test_too_little_gpu_memory_names_three_ways_out(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 PiB")
 
     monkeypatch.setattr(Step, "_losses", step)
-    said = (
-        "not enough memory for a batch of 8 in 2 parts at 32 px - --accumulate 4, --checkpointing or a smaller --size"
-    )
-    with pytest.raises(ModelError, match=said):
+    said = "not enough memory for a batch of 8 in {} parts at 32 px - {}--checkpointing or a smaller --size"
+    with pytest.raises(ModelError, match=said.format(2, "--accumulate 4, ")):
         losses(patterns, tmp_path / "out", NET, {}, accumulate=2)
+    with pytest.raises(ModelError, match=said.format(4, "")):  # a part of one picture would be refused
+        losses(patterns, tmp_path / "out", NET, {}, accumulate=4)
 
 
 def test_a_loss_that_is_no_number_names_step_and_pictures_and_the_run_goes_on(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from skumatch.errors import ConfigError
-from skumatch.finetune.ranks import joined
+from skumatch.finetune.ranks import Ranks, joined
 from tests.finetune.processes import ALIKE, NET, SHORT, WORKER, command, job_for, losses_apart, surroundings
 
 
@@ -18,6 +18,12 @@ def test_surroundings_that_make_no_sense_are_one_line(monkeypatch: pytest.Monkey
     said = "the environment variables of torchrun are no numbers - start it with torchrun"
     with pytest.raises(ConfigError, match=said), joined("cpu"):
         pass
+
+
+@pytest.mark.parametrize("asked", ["cpu", "cuda", "cuda:1"])
+def test_one_process_has_the_device_that_was_asked_for_and_several_a_gpu_each(asked: str) -> None:
+    assert Ranks().device(asked) == asked
+    assert Ranks(5, 8, 2, 4, 1).device(asked) == ("cpu" if asked == "cpu" else "cuda:2")
 
 
 @pytest.mark.slow
@@ -40,7 +46,7 @@ def test_two_processes_have_the_losses_of_one(name: str, patterns: Path, tmp_pat
 
 LEAVES = """
 import os, sys
-from skumatch.finetune.ranks import joined
+from skumatch.finetune.ranks import Ranks, joined
 with joined("cpu") as ranks:
     import torch
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])

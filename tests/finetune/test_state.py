@@ -115,6 +115,21 @@ def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
     assert back.step == 3
 
 
+def test_a_checkpoint_from_before_losses_were_kept_goes_on(tmp_path: Path) -> None:
+    state = fresh()
+    train(state, 1)
+    state.count({"loss": 2.0})
+    state.save(tmp_path)
+    facts = artefact.read_manifest(tmp_path / "v000001", "checkpoint.json")
+    assert facts.pop("losses") == {"loss": 2.0} and facts.pop("counted") == 1
+    facts = {name: value for name, value in facts.items() if name not in ("files", "manifest_digest")}
+    (tmp_path / "v000001" / "checkpoint.json").unlink()
+    artefact.seal(tmp_path / "v000001", "checkpoint.json", facts)
+    back = fresh()
+    assert back.restore(tmp_path)
+    assert back.step == 1 and (back.losses, back.counted) == ({}, 0)
+
+
 @pytest.mark.parametrize("file", [TENSORS, "checkpoint.json"])
 def test_a_flipped_byte_is_noticed(tmp_path: Path, file: str) -> None:
     state = fresh()
