@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import tempfile
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -56,11 +57,28 @@ def read_cpu(root: Path = ROOT) -> Cpu:
     model = first.get("model name") or platform.processor() or platform.machine()
     flags = set((first.get("flags") or first.get("Features") or "").split())
     cores = {(b["physical id"], b["core id"]) for b in blocks if "physical id" in b and "core id" in b}
-    logical = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    available = min(float(allowed), cpu_quota(root) or float(allowed))
     features = tuple(name for name in (*FEATURES, *ARM_FEATURES) if name in flags)
-    return Cpu(model, len(cores) or None, logical, available, features)
+    return Cpu(model, len(cores) or None, os.cpu_count() or 1, _available(root), features)
+
+
+def usable_cores(root: Path = ROOT) -> int:
+    """Return how many threads have a core each: what affinity and cgroup quota allow, rounded down, at least 1."""
+    return max(1, int(_available(root)))
+
+
+def allowed_cores() -> int:
+    """Return the cores of this process's affinity, whatever its quota."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def limit_threads(root: Path = ROOT, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Keep OpenMP and what stands on it (torch, BLAS, faiss) from more threads than this process may use at once.
+
+    They go by affinity and do not see a container's quota, which stops threads beyond it in the midst of their work.
+    Call it before they are imported; ``OMP_NUM_THREADS``, where it is set, stays as it is.
+    """
+    if usable_cores(root) < allowed_cores():
+        environment.setdefault("OMP_NUM_THREADS", str(usable_cores(root)))
 
 
 def read_memory(root: Path = ROOT) -> Memory:
@@ -98,6 +116,10 @@ def try_folder(path: Path) -> Folder:
     except OSError as error:
         return Folder(shown, False, None, error.strerror or str(error))
     return Folder(shown, True, free)
+
+
+def _available(root: Path) -> float:
+    return min(float(allowed_cores()), cpu_quota(root) or float("inf"))
 
 
 def _cgroups(root: Path, controller: str) -> list[Path]:

@@ -27,7 +27,18 @@ from skumatch.doctor import (
     read_versions,
 )
 from skumatch.errors import DeviceError
-from skumatch.machine import Cpu, Folder, Memory, cpu_quota, read_cpu, read_memory, try_folder
+from skumatch.machine import (
+    Cpu,
+    Folder,
+    Memory,
+    allowed_cores,
+    cpu_quota,
+    limit_threads,
+    read_cpu,
+    read_memory,
+    try_folder,
+    usable_cores,
+)
 from skumatch.runtime.providers import CPU, TINY_MODEL, Provider, available_providers, open_session, probe_providers
 
 GIB = 1024**3
@@ -123,6 +134,18 @@ def test_cpu_quota_v1(tmp_path: Path, quota: str, cores: float | None) -> None:
         "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000",
     }
     assert cpu_quota(tree(tmp_path, files)) == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("50000", 1), ("150000", 1), ("max", allowed_cores())])
+def test_threads_are_those_that_the_quota_lets_run_at_once(quota: str, cores: int, tmp_path: Path) -> None:
+    root = tree(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": f"{quota} 100000\n"})
+    assert usable_cores(root) == cores
+    given: dict[str, str] = {}
+    limit_threads(root, given)
+    assert given == ({"OMP_NUM_THREADS": str(cores)} if cores < allowed_cores() else {})
+    set_before = {"OMP_NUM_THREADS": "7"}
+    limit_threads(root, set_before)
+    assert set_before == {"OMP_NUM_THREADS": "7"}
 
 
 def test_memory_respects_a_v2_limit_and_counts_page_cache_as_free(tmp_path: Path) -> None:
