@@ -15,9 +15,10 @@ import os
 import stat
 import struct
 import zlib
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,22 +28,41 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from skumatch import jpeg
 from skumatch.errors import ImageError
 from skumatch.spec import Image, Preprocess
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Format = Literal["jpeg", "png", "webp"]
 
 DEFAULT_MAX_PIXELS: Final = 64_000_000
-_MAX_ASPECT: Final = 32  # "crop" looks at the middle of anything longer, or a 1 x 64M strip would fill the memory
+MAX_ASPECT: Final = 32  # "crop" looks at the middle of anything longer, or a 1 x 64M strip would fill the memory
 _PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-_EXIF, _SCAN, _END = 0xE1, 0xDA, 0xD9
-# Frame headers, Huffman and quantisation tables, restart interval; JFIF and Adobe say how colours are coded.
-_JPEG_KEPT: Final = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDD, 0xE0, 0xEE} - {0xC8})
 _OPENERS: Final[dict[Format, type[ImageFile]]] = {"jpeg": JpegImageFile, "png": PngImageFile, "webp": WebPImageFile}
 _BROKEN: Final = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, PILImage.DecompressionBombError)
 _CONVERT: Final = "convert it to JPEG, PNG or WebP"
 _REPLACE: Final = "replace the file or leave it out"
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """A JPEG that was read, checked and not yet decoded, so that another decoder may do it.
+
+    ``data``: the file without metadata, a picture in grey or YCbCr that any decoder reads alike, of ``size`` (width,
+    height) before it is turned upright as ``orientation`` (EXIF, 1 to 8) says. ``name`` stands for it in messages.
+    """
+
+    data: bytes
+    name: str
+    size: tuple[int, int]
+    orientation: int
+
+    def image(self) -> Image:
+        """Return it decoded here, as ``read_image`` does. Raises ImageError for a corrupt one."""
+        return _upright(_decode(JpegImageFile(BytesIO(self.data)), self.name), self.orientation)
 
 
 def sniff(data: bytes) -> Format:
@@ -74,16 +94,44 @@ def to_pixels(image: Image, how: Preprocess) -> NDArray[np.uint8]:
     ``crop_pct`` below 1 as timm does; "pad" fills with ``how.mean``. Raises ImageError for another dtype or shape.
     """
     import torch
+
+    # torch shares the array's memory: it warns about one that is read-only and refuses negative strides.
+    planes = torch.from_numpy(np.require(_checked(image), requirements=["C", "W"])).permute(2, 0, 1)
+    pixels: NDArray[np.uint8] = planes_to_pixels(planes, how).numpy()
+    return pixels
+
+
+def planes_to_pixels(planes: Tensor, how: Preprocess) -> Tensor:
+    """Do for uint8 (3, H, W) ``planes`` of an upright RGB picture, on any device, what ``to_pixels`` does.
+
+    Only the CPU's kernels resize uint8 as it is: elsewhere float32 is resized and rounded, which may change a value
+    by one.
+    """
+    if how.resize == "crop":
+        down, across = _middle(planes.shape[1], planes.shape[2])
+        planes = planes[:, down, across]
+    size = _target(planes.shape[1], planes.shape[2], how)
+    if size == tuple(planes.shape[1:]):
+        return _place(planes, how)
+    resize = _resized if planes.device.type == "cpu" else _resized_in_float32
+    return _place(resize(planes, size, how.interpolation), how)
+
+
+def _resized(planes: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     from torch.nn.functional import interpolate
 
-    image = _middle(_checked(image)) if how.resize == "crop" else _checked(image)
-    size = _target(image.shape[0], image.shape[1], how)
-    if size != image.shape[:2]:
-        planes = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
-        resized = interpolate(planes, size=size, mode=how.interpolation, antialias=True)[0].numpy()
-    else:
-        resized = image.transpose(2, 0, 1)
-    return _place(resized, how)
+    return interpolate(planes[None], size=size, mode=mode, antialias=True)[0]
+
+
+def _resized_in_float32(planes: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    import torch
+
+    return _resized(planes.float(), size, mode).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def fill_of(how: Preprocess) -> NDArray[np.uint8]:
+    """Return the colour, (3,) RGB, with which "pad" fills: ``how.mean`` in 0..255."""
+    return np.clip(np.round(np.multiply(how.mean, 255)), 0, 255).astype(np.uint8)
 
 
 def load_pixels(source: Path | str | bytes, how: Preprocess, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
@@ -105,6 +153,31 @@ def image_of(image: Image | PILImage.Image | Path | str | bytes, max_pixels: int
     if isinstance(image, Path | str | bytes):
         return read_image(image, max_pixels)
     raise ImageError(f"a {type(image).__name__} is not an image", "pass a path, bytes, an RGB array or a Pillow image")
+
+
+def image_or_jpeg(
+    source: Image | PILImage.Image | Path | str | bytes, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Image | Jpeg:
+    """Return ``source`` as ``image_of`` does, but a JPEG file undecoded where any decoder reads it alike.
+
+    Raises ImageError as ``image_of`` does, for a corrupt JPEG only once it is decoded.
+    """
+    if not isinstance(source, Path | str | bytes):
+        return image_of(source, max_pixels)
+    picture, name, orientation = _open(source, max_pixels)
+    if isinstance(picture, JpegImageFile) and _same_colours(picture):
+        data = jpeg.one_picture(picture.fp.getvalue())  # type: ignore[union-attr]
+        if data is not None:
+            return Jpeg(data, name, picture.size, orientation)
+    return _upright(_decode(picture, name), orientation)
+
+
+def _same_colours(picture: JpegImageFile) -> bool:
+    """Return whether a JPEG is grey or says in every way that its colours are YCbCr; decoders guess at the rest."""
+    if picture.mode != "RGB":
+        return picture.mode == "L"
+    said = "jfif" in picture.info or "adobe" in picture.info or [part[0] for part in picture.layer] == [1, 2, 3]
+    return said and picture.info.get("adobe_transform", 1) == 1
 
 
 def _checked(image: Image) -> Image:
@@ -237,33 +310,6 @@ def _exif_of(picture: PILImage.Image) -> bytes:
     return exif if isinstance(exif, bytes) else b""
 
 
-def _strip_jpeg(data: bytes) -> tuple[bytes, bytes]:
-    """Return ``data`` without metadata segments, and the EXIF block. Raises ValueError where it ends too early."""
-    parts, exif, at = [data[:2]], b"", 2
-    while True:
-        at = data.find(b"\xff", at)  # decoders skip junk between segments, so this does too
-        if at < 0 or at + 4 > len(data) or data[at + 1] == _END:
-            raise ValueError("it ends before the picture")
-        marker = data[at + 1]
-        if marker == _SCAN:
-            break
-        if marker == 0xFF or marker <= 1 or 0xD0 <= marker <= 0xD8:  # padding or a marker without a body
-            at += 1 if marker == 0xFF else 2
-            continue
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if length < 2:
-            raise ValueError("a segment has no length")
-        end = at + 2 + length
-        if marker == _EXIF and not exif and data[at + 4 : at + 10] == b"Exif\0\0":
-            exif = data[at + 4 : end]
-        if marker in _JPEG_KEPT:
-            parts.append(data[at:end])
-        at = end
-    if data.rfind(b"\xff\xd9", at) < 0:
-        raise ValueError("it has no end")
-    return b"".join([*parts, data[at:]]), exif
-
-
 def _strip_png(data: bytes) -> tuple[bytes, bytes]:
     """Return ``data`` with only the chunks that make up the picture, and the EXIF block. Raises ValueError."""
     parts, exif, at, kind = [data[:8]], b"", 8, b""
@@ -285,7 +331,7 @@ def _strip_webp(data: bytes) -> tuple[bytes, bytes]:
     return data, b""
 
 
-_STRIP: Final = {"jpeg": _strip_jpeg, "png": _strip_png, "webp": _strip_webp}
+_STRIP: Final = {"jpeg": jpeg.stripped, "png": _strip_png, "webp": _strip_webp}
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -303,15 +349,13 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise ValueError("unknown layout")
 
 
-def _middle(image: Image) -> Image:
-    """Return the middle of a strip longer than ``_MAX_ASPECT`` times its width, else ``image`` itself."""
-    height, width = image.shape[:2]
-    limit = _MAX_ASPECT * min(height, width)
-    over = max(height, width) - limit
-    if over < 2:
-        return image
-    start = over // 2  # the same on both sides, so that the centre stays where it was
-    return image[start : height - start] if height > width else image[:, start : width - start]
+def _middle(height: int, width: int) -> tuple[slice, slice]:
+    """Return (rows, columns) of the middle of a strip longer than ``MAX_ASPECT`` times its width, else of all."""
+    over = max(height, width) - MAX_ASPECT * min(height, width)
+    start = over // 2 if over >= 2 else 0  # the same on both sides, so that the centre stays where it was
+    if height > width:
+        return slice(start, height - start), slice(width)
+    return slice(height), slice(start, width - start)
 
 
 def _target(height: int, width: int, how: Preprocess) -> tuple[int, int]:
@@ -327,16 +371,14 @@ def _target(height: int, width: int, how: Preprocess) -> tuple[int, int]:
     return int(short * height / width), short
 
 
-def _place(resized: NDArray[np.uint8], how: Preprocess) -> NDArray[np.uint8]:
+def _place(resized: Tensor, how: Preprocess) -> Tensor:
     """Centre (3, H, W) on (3, S, S): cut what is longer, fill with the mean what is shorter."""
     _, height, width = resized.shape
     side = how.size
     if how.resize == "pad":
-        fill = np.clip(np.round(np.multiply(how.mean, 255)), 0, 255).astype(np.uint8)
-        canvas = np.empty((3, side, side), np.uint8)
-        canvas[:] = fill[:, None, None]
+        canvas = resized.new_tensor(fill_of(how).tolist())[:, None, None].repeat(1, side, side)
         top, left = (side - height) // 2, (side - width) // 2
         canvas[:, top : top + height, left : left + width] = resized
         return canvas
     top, left = round((height - side) / 2), round((width - side) / 2)
-    return np.array(resized[:, top : top + side, left : left + side], order="C")
+    return resized[:, top : top + side, left : left + side].contiguous()

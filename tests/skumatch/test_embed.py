@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from skumatch.embed import Pipeline, Source, cores, ordered_batches
+from skumatch.embed import Embedded, Pipeline, Source, cores, ordered_batches
 from skumatch.encoder import Encoder
 from skumatch.errors import ConfigError, ImageError
 from skumatch.images import load_pixels, to_pixels
@@ -155,6 +156,46 @@ class Failing:
         return self.real.encode(pixels)
 
 
+class Beginning:
+    """An encoder that is given a batch before it is done with the last one."""
+
+    def __init__(self, real: Encoder) -> None:
+        self.spec = real.spec
+        self.real = real
+        self.done: list[str] = []
+
+    def begin(self, pixels: Pixels) -> Callable[[], Vectors]:
+        number = sum(one.startswith("begun") for one in self.done)
+        self.done.append(f"begun {number}")
+
+        def wait() -> Vectors:
+            self.done.append(f"waited {number}")
+            return self.real.encode(pixels)
+
+        return wait
+
+    def encode(self, pixels: Pixels) -> Vectors:
+        raise AssertionError("it was to begin")
+
+
+def test_an_encoder_that_can_is_given_the_next_batch_before_the_last_is_awaited(store: Path, encoder: Encoder) -> None:
+    (store / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    paths = pictures(store)[:10]
+    there = Beginning(encoder)
+    plain = list(Pipeline(batch=4).embed(paths, encoder, also=str))
+    found: list[Embedded] = []
+    for batch in Pipeline(batch=4).embed(paths, there, also=str):
+        there.done.append(f"taken {len(found)}")
+        found.append(batch)
+    assert there.done[:5] == ["begun 0", "begun 1", "waited 0", "taken 0", "begun 2"]
+    assert there.done[5:] == ["waited 1", "taken 1", "waited 2", "taken 2"]
+    for one, other in zip(found, plain, strict=True):
+        assert np.array_equal(one.vectors, other.vectors) and one.extras == other.extras
+        assert one.sources == other.sources and one.good.tolist() == other.good.tolist()
+    (batch,) = Pipeline().embed([b""], there)
+    assert batch.vectors.shape == (0, encoder.spec.dim)
+
+
 def test_errors_that_are_no_image_errors_surface_and_leave_no_threads(patterns: Path, encoder: Encoder) -> None:
     before = threading.active_count()
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -175,7 +216,8 @@ def test_the_pixel_limit_is_passed_on(patterns: Path, encoder: Encoder) -> None:
 
 
 def test_settings_that_would_drop_everything_are_refused() -> None:
-    for pipeline in ({"batch": 0}, {"workers": -1}, {"max_pixels": 0}):
+    settings: list[dict[str, Any]] = [{"batch": 0}, {"workers": -1}, {"max_pixels": 0}]
+    for pipeline in settings:
         with pytest.raises(ConfigError, match="out of range"):
             Pipeline(**pipeline)
     assert cores() >= 1
