@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from skumatch.embed import Pipeline, Progress
+    from skumatch.encoder import Encoder
     from skumatch.runtime.torch import TorchEncoder
     from skumatch.workspace import Workspace
 
@@ -21,6 +22,13 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", s
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", metavar="DIR|SPEC", help="Model folder or name such as open_clip:ViT-B-32/openai."),
+]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option(help="auto (the fastest), torch, onnx, openvino or tensorrt.", show_default="the workspace's"),
+]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="fp32, fp16, bf16 or int8.", show_default="the fastest that passed")
 ]
 GalleryOption = Annotated[
     Path | None, typer.Option("--gallery", help="Gallery folder.", show_default="the workspace's")
@@ -55,7 +63,7 @@ def pipeline_of(workspace: Workspace | None) -> Pipeline:
     if workspace is None:
         return Pipeline()
     runtime = workspace.runtime
-    return Pipeline(runtime.batch, runtime.workers, runtime.max_pixels)
+    return Pipeline(runtime.batch, runtime.workers, runtime.max_pixels, runtime.decode)
 
 
 def encoder_of(workspace: Workspace | None, model: str | None, device: str | None) -> TorchEncoder:
@@ -70,6 +78,23 @@ def encoder_of(workspace: Workspace | None, model: str | None, device: str | Non
     for line in encoder.tower.report.lines():
         note(line)
     note(f"model {encoder.spec.name} ({encoder.tower.report.source}), layer {encoder.spec.layer}, on {encoder.device}")
+    return encoder
+
+
+def engine_of(
+    workspace: Workspace | None, model: str | None, device: str | None, how: tuple[str | None, str | None]
+) -> Encoder:
+    """Open what ``encoder_of`` would open on (runtime, precision), the runtime being the workspace's where it is None,
+    and say which."""
+    from skumatch.encoder import open_engine
+
+    runtime, precision = how
+    runtime = runtime or (workspace.runtime.engine if workspace else "auto")
+    folder = model_of(workspace, model)
+    if folder is None or (runtime == "torch" and precision in (None, "fp32")):
+        return encoder_of(workspace, model, device)
+    encoder = open_engine(folder, device or (workspace.runtime.device if workspace else "auto"), runtime, precision)
+    note(f"model {encoder.spec.name} ({folder}), layer {encoder.spec.layer}, {getattr(encoder, 'engine', runtime)}")
     return encoder
 
 

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skumatch.cli.common import Device, ModelOption, Where, encoder_of, here, model_of, note, pipeline_of, progress_bar
+from skumatch.cli.common import (
+    Device,
+    ModelOption,
+    PrecisionOption,
+    RuntimeOption,
+    Where,
+    engine_of,
+    here,
+    model_of,
+    note,
+    pipeline_of,
+    progress_bar,
+)
 from skumatch.cli.eval_show import show, show_comparison
 
 if TYPE_CHECKING:
@@ -45,6 +57,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="eval/ here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print eval.json on stdout.")] = False,
     device: Device = None,
+    runtime: RuntimeOption = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Match one split against the gallery split: top-k with intervals, all protocols that the data allows, a report."""
     from skumatch.dataset import parse_filters
@@ -65,7 +79,7 @@ def evaluate(
         note(line)
     extras = Extras(robustness, lookalikes, drop_leaks)
     untouched = open_encoder(workspace.source(), device or workspace.runtime.device) if baseline else None
-    encoder = encoder_of(workspace, model, device)
+    encoder = engine_of(workspace, model, device, (runtime, precision))
     document = job.run(encoder, model_of(workspace, model), untouched, dict(others), extras)
     if as_json:
         typer.echo(json.dumps(document, indent=1))

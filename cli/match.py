@@ -15,7 +15,9 @@ from skumatch.cli.common import (
     Device,
     GalleryOption,
     ModelOption,
-    encoder_of,
+    PrecisionOption,
+    RuntimeOption,
+    engine_of,
     gallery_path,
     model_of,
     note,
@@ -49,6 +51,8 @@ def match(
         bool, typer.Option("--resume", help="Go on with an interrupted --out FILE.csv or .jsonl.")
     ] = False,
     device: Device = None,
+    runtime: RuntimeOption = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Match crops to the SKUs of the gallery; builds it from the workspace's data if there is none yet."""
     from skumatch.errors import ConfigError, SkumatchError
@@ -62,9 +66,9 @@ def match(
     if out is not None:
         ResumableFile(out, {})  # refuse a wrong suffix before any work
     total = None if "-" in paths else _count(paths)
-    encoder = encoder_of(workspace, model, device)
+    encoder = engine_of(workspace, model, device, (runtime, precision))
     folder = model_of(workspace, model)
-    opened = _gallery(workspace, gallery, encoder)
+    opened = _gallery(workspace, gallery, encoder, model, device)
     matcher = Matcher(encoder, opened, pipeline_of(workspace), _calibration(folder), search_of(folder))
     result = ResumableFile(out, _identity(matcher, paths, topk), resume) if out is not None else None
     try:
@@ -168,14 +172,18 @@ def _page_row(found: CropMatches, matcher: Matcher, shown: bool) -> PageRow:
     return PageRow(str(found.crop), picture, found.decision, views, found.error.what if found.error else "")
 
 
-def _gallery(workspace: Workspace | None, asked: Path | None, encoder: Encoder) -> Gallery:
-    """Open the gallery; build it from the workspace's data where the workspace has none yet."""
+def _gallery(
+    workspace: Workspace | None, asked: Path | None, encoder: Encoder, model: str | None, device: str | None
+) -> Gallery:
+    """Open the gallery; build it, in float32, from the workspace's data where the workspace has none yet."""
     from skumatch.gallery import open_gallery
 
     store = gallery_path(workspace, asked)
-    if asked is None and workspace is not None and not (store / "CURRENT").exists():
-        return build_from(workspace, encoder, store, {})
-    return open_gallery(store)
+    if asked is not None or workspace is None or (store / "CURRENT").exists():
+        return open_gallery(store)
+    if encoder.spec.precision != "fp32":
+        encoder = engine_of(workspace, model, device, ("auto", "fp32"))
+    return build_from(workspace, encoder, store, {})
 
 
 def build_from(workspace: Workspace, encoder: Encoder, store: Path, filters: dict[str, str]) -> Gallery:

@@ -110,7 +110,9 @@ def missing(rows: Iterable[Row], encoder: Encoder, folder: Path | None) -> int:
 
 
 def _store(folder: Path | None, encoder: Encoder) -> Path | None:
-    return folder / encoder.spec.digest if folder is not None else None
+    spec = encoder.spec
+    name = spec.digest if spec.precision == "fp32" else f"{spec.digest}-{spec.precision}"
+    return folder / name if folder is not None else None
 
 
 def _files(store: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import numpy as np
 from skumatch import techniques
 from skumatch.calibration import FILE, Calibration, Decision, evidence_of, shrunk
 from skumatch.embed import Embedded, Pipeline, Progress, Source, no_progress
-from skumatch.encoder import Encoder, asking, open_encoder
+from skumatch.encoder import Encoder, asking, open_engine
 from skumatch.errors import GalleryError, ImageError, SpecMismatch
 from skumatch.gallery import Gallery, open_gallery
 from skumatch.index.exact import ExactIndex
@@ -96,13 +96,22 @@ class Matcher:
         self._store = techniques.prepared(self.search.technique, gallery, gallery.ids, lambda: ExactIndex(dim))
 
     @classmethod
-    def open(cls, model: Path | str, gallery: Path | str, device: str = "auto") -> Matcher:
+    def open(
+        cls,
+        model: Path | str,
+        gallery: Path | str,
+        device: str = "auto",
+        runtime: str = "auto",
+        precision: str | None = None,
+    ) -> Matcher:
         """Open a model (bundle folder or encoder name) with its search and calibration, and a gallery folder.
 
-        Raises ModelError, GalleryError, SpecMismatch, ArtefactError or DeviceError.
+        ``runtime`` and ``precision``: what runs it, see ``open_engine``. Raises ModelError, GalleryError, SpecMismatch,
+        ArtefactError, DeviceError or ConfigError.
         """
         opened = open_gallery(Path(gallery))
-        return cls(open_encoder(model, device), opened, None, calibration_of(model), search_of(model))
+        encoder = open_engine(model, device, runtime, precision)
+        return cls(encoder, opened, None, calibration_of(model), search_of(model))
 
     def match(self, images: Sequence[Source], k: int = 5) -> list[CropMatches]:
         """Match paths, bytes, uint8 (H, W, 3) RGB arrays or Pillow images to their ``k`` nearest SKUs, in order.

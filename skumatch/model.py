@@ -95,8 +95,12 @@ def save_bundle(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in (*contents.tensors.items(), *more.items())}
     final = store / artefact.next_version(store)
     with artefact.staged(store, final.name) as stage:
+        weights = stage.folder / WEIGHTS
+        weights.touch()
+        mode = weights.stat().st_mode  # as other files have it here; safetensors' own is for the owner alone
         try:
-            save_file(state, stage.folder / WEIGHTS)
+            save_file(state, weights)
+            weights.chmod(mode)
         except SafetensorError as error:
             raise ArtefactError(f"cannot write {final / WEIGHTS} ({error})", "free some space, run it again") from error
         if tower.text is not None:

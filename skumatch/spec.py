@@ -97,3 +97,10 @@ def spec_digest(preprocess: Preprocess, architecture: dict[str, Any], layer: str
         "weights": weights_digest,
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def require_pixels(pixels: Any, side: int) -> None:
+    """Raise ModelError unless ``pixels``, an array or a tensor, is uint8 (N, 3, ``side``, ``side``)."""
+    shape, dtype = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
+    if len(shape) != 4 or shape[1:] != (3, side, side) or dtype != "uint8":
+        raise ModelError(f"pixels are {dtype} {shape}", f"give uint8 (N, 3, {side}, {side})")

@@ -51,12 +51,15 @@ class GalleryConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """``[runtime]``: device, pictures per batch, decode threads (0: one per core), pixel limit of one picture."""
+    """``[runtime]``: device, engine ("auto", "torch", "onnx", "openvino"), pictures per batch, decode threads (0: one
+    per core), pixel limit of one picture, where JPEGs are decoded ("auto", "cpu", "gpu")."""
 
     device: str = "auto"
+    engine: str = "auto"
     batch: int = 32
     workers: int = 0
     max_pixels: int = 64_000_000
+    decode: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,18 @@ For a network that only answers; training and saving keep the plain one. Knows n
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
+M = TypeVar("M", bound=nn.Module)
 AGREES = 1e-4  # greatest difference in a coordinate of a unit vector that folding may cause
 
 
-def folded(network: nn.Module, probe: Tensor) -> nn.Module:
+def folded(network: M, probe: Tensor) -> M:
     """Return a copy of ``network`` with its batch norms folded, or ``network`` where that is not possible.
 
     ``probe``: an input; what the copy answers to it must agree with ``network``. In evaluation mode.

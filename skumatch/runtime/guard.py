@@ -100,18 +100,21 @@ class Guard(nn.Module):
         without a ``middle``; they are not of unit length.
         """
         with torch.no_grad():
-            rows = torch.from_numpy(np.ascontiguousarray(vectors)).float()
-            dim = self.centres.shape[1]
-            widths = [dim, self.width - dim, rows.shape[1] - self.width]
-            untouched, half_way, tuned = (F.normalize(part, dim=1) for part in torch.split(rows, widths, 1))
-            nearest = self._nearest(untouched)
-            share = self._share(nearest)
-            rest = torch.ones_like(share)
-            if self.middle is not None:
-                rest = rest - self.middle.weight(nearest, share, self.softness)
-            parts = [rest * (1 - share) * untouched, (1 - rest) * half_way, rest * share * tuned]
-            asked: Vectors = ((2 if self.middle is None else 3) ** 0.5 * torch.cat(parts, 1)).numpy()
+            asked: Vectors = self.asked(torch.from_numpy(np.ascontiguousarray(vectors)).float()).numpy()
         return asked
+
+    def asked(self, rows: Tensor) -> Tensor:
+        """Do for float32 (N, ``width`` + E) tensors what ``asking`` does for arrays."""
+        dim = self.centres.shape[1]
+        widths = [dim, self.width - dim, rows.shape[1] - self.width]
+        untouched, half_way, tuned = (F.normalize(part, dim=1) for part in torch.split(rows, widths, 1))
+        nearest = self._nearest(untouched)
+        share = self._share(nearest)
+        rest = torch.ones_like(share)
+        if self.middle is not None:
+            rest = rest - self.middle.weight(nearest, share, self.softness)
+        parts = [rest * (1 - share) * untouched, (1 - rest) * half_way, rest * share * tuned]
+        return (2 if self.middle is None else 3) ** 0.5 * torch.cat(parts, 1)
 
     def _nearest(self, untouched: Tensor) -> Tensor:
         return F.linear(untouched, self.centres.to(untouched.device)).amax(1, keepdim=True)
@@ -166,7 +169,7 @@ class Twin(nn.Module):
         the (N, C) average of what enters the last of the blocks, None where they are not known)."""
         tuned = self.image(pictures)
         untouched = tuned if self.untouched is None else self.untouched(pictures)
-        return tuned, untouched, None if self._seen is None else average(self._seen.local.entered, len(pictures))
+        return tuned, untouched, None if self._seen is None else average(self._seen.local.entered, pictures.shape[0])
 
 
 class HalfWay(nn.Module):
@@ -181,7 +184,9 @@ class HalfWay(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Map normalised pictures (N, 3, S, S)."""
         features = F.normalize(self.image(pictures).float(), dim=1)
-        return torch.cat([features, F.normalize(average(self._seen.local.entered, len(pictures)).float(), dim=1)], 1)
+        return torch.cat(
+            [features, F.normalize(average(self._seen.local.entered, pictures.shape[0]).float(), dim=1)], 1
+        )
 
     def close(self) -> None:
         """Leave the image tower as it was."""

@@ -8,9 +8,10 @@ ran on it. This is the only module that imports onnxruntime; it knows nothing ab
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import numpy as np
 from skumatch.errors import DeviceError
 
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 SILENT = 4  # ONNX Runtime's severity "fatal": its own stderr lines repeat what is raised here
 
 # An ONNX model of one node, y = x + x over four floats (IR 8, opset 17).
@@ -30,10 +33,20 @@ TINY_MODEL = (
 
 # The vendors' shared library behind a provider, and the libraries it links that pip puts in folders of their own.
 LIBRARIES = {
-    "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
-    "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
+    CUDA: "libonnxruntime_providers_cuda.so",
+    TENSORRT: "libonnxruntime_providers_tensorrt.so",
 }
-LINKED = ("cudart", "cublasLt", "cublas", "nvrtc", "curand", "cufft", "cudnn", "nvinfer")  # each before its users
+LINKED = (  # each before its users
+    "cudart",
+    "cublasLt",
+    "cublas",
+    "nvrtc",
+    "curand",
+    "cufft",
+    "cudnn",
+    "nvinfer",
+    "nvonnxparser",
+)
 
 
 @dataclass(frozen=True)
@@ -73,32 +86,69 @@ def probe(name: str) -> Provider:
     return Provider(name, True)
 
 
-def open_session(model: bytes | Path, provider: str, *, threads: int = 0, strict: bool = False) -> Any:
-    """Open an ``onnxruntime.InferenceSession`` for ``model`` (serialised bytes or a file) on ``provider`` alone.
+@functools.cache
+def grants_cuda() -> bool:
+    """Return whether a session really runs on an NVIDIA GPU; tried once, and only where a driver is installed."""
+    if sys.platform not in ("linux", "win32"):
+        return False
+    try:
+        ctypes.CDLL("libcuda.so.1" if sys.platform == "linux" else "nvcuda.dll")
+    except OSError:
+        return False
+    return CUDA in available_providers() and probe(CUDA).usable
 
-    ``threads``: intra-op threads (0: ONNX Runtime chooses). ``strict``: every node must run on ``provider``; otherwise
-    nodes it has no kernel for may run on the CPU. Raises DeviceError when the session is not granted ``provider``.
+
+def device_array(shape: Sequence[int], dtype: type[np.generic], device: str, index: int) -> Any:
+    """Return an uninitialised ``onnxruntime.OrtValue`` on ``device``, "cpu" or "cuda", number ``index``."""
+    return _onnxruntime().OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, device, index)
+
+
+def version() -> str:
+    """Return the version of the installed ONNX Runtime. Raises DeviceError when it is not importable."""
+    return str(_onnxruntime().__version__)
+
+
+def open_session(
+    model: bytes | Path,
+    provider: str,
+    *,
+    threads: int = 0,
+    strict: bool = False,
+    behind: Sequence[str] = (),
+    options: Mapping[str, Mapping[str, object]] | None = None,
+) -> Any:
+    """Open an ``onnxruntime.InferenceSession`` for ``model`` (serialised bytes or a file) on ``provider``.
+
+    ``behind``: providers that take the nodes for which those before them have no kernel. ``threads``: intra-op threads
+    (0: ONNX Runtime chooses). ``strict``: every node must run on one of the providers named; otherwise nodes that none
+    has a kernel for may run on the CPU. ``options``: the providers' own, by provider. Raises DeviceError when the
+    session is not granted every provider named.
     """
     ort = _onnxruntime()
-    if provider not in ort.get_available_providers():
-        raise DeviceError(f"this ONNX Runtime was built without {provider}", "install a build that has it")
-    if provider in LIBRARIES:
+    asked = [provider, *behind]
+    for name in asked:
+        if name not in ort.get_available_providers():
+            raise DeviceError(f"this ONNX Runtime was built without {name}", "install a build that has it")
+    if any(name in LIBRARIES for name in asked):
         _preload_linked()
-    options = ort.SessionOptions()
-    options.log_severity_level = SILENT
-    options.intra_op_num_threads = threads
-    if strict and provider != CPU:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    settings = ort.SessionOptions()
+    settings.log_severity_level = SILENT
+    settings.intra_op_num_threads = threads
+    if strict and CPU not in asked:
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     source = model if isinstance(model, bytes) else str(model)
+    wanted = [(name, dict((options or {}).get(name, {}))) for name in asked]
     try:
         # enable_fallback=0: otherwise a failed provider is replaced by the CPU, with a print.
-        session = ort.InferenceSession(source, options, providers=[provider], enable_fallback=0)
+        session = ort.InferenceSession(source, settings, providers=wanted, enable_fallback=0)
     except _vendor_errors() as error:
-        reason = _missing_library(provider) or _one_line(error)
+        reason = next(filter(None, map(_missing_library, asked)), "") or _one_line(error)
         raise DeviceError(reason, f"mend that or choose another provider than {provider}") from error
-    if session.get_providers()[0] != provider:
-        reason = _missing_library(provider) or f"ONNX Runtime granted {session.get_providers()[0]} instead"
-        raise DeviceError(reason, f"mend that or choose another provider than {provider}")
+    granted = session.get_providers()
+    for place, name in enumerate(asked):
+        if granted[place : place + 1] != [name]:
+            reason = _missing_library(name) or f"ONNX Runtime granted {', '.join(granted)} instead of {name}"
+            raise DeviceError(reason, f"mend that or choose another provider than {provider}")
     return session
 
 

@@ -8,18 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skumatch.errors import DeviceError, ModelError
+from skumatch.errors import ConfigError, DeviceError, ModelError
+from skumatch.runtime.exact import exact_float32
 from skumatch.runtime.folding import folded
 from skumatch.runtime.guard import beside, twin_of
 from skumatch.runtime.served import BOTH, Served
-from skumatch.spec import Pixels, Preprocess, Spec, Vectors, spec_digest
+from skumatch.runtime.transfer import Transfer
+from skumatch.spec import Pixels, Preprocess, Spec, Vectors, require_pixels, spec_digest
 from skumatch.towers.base import Tower
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Network(nn.Module):
@@ -59,7 +66,19 @@ class Network(nn.Module):
         return beside(before, guard.middle(half_way), self.served(tuned))
 
 
-def lean(network: Network, size: int) -> nn.Module:
+def reduce(network: Network, precision: torch.dtype) -> None:
+    """Make the towers of ``network`` compute in ``precision``, from float32 pictures to float32 features."""
+    towers = network.image if network.twin is None else network.twin
+    towers.to(precision)
+    towers.register_forward_pre_hook(lambda module, inputs: tuple(one.to(precision) for one in inputs))
+    towers.register_forward_hook(lambda module, inputs, found: _floats(found))
+
+
+def _floats(found: Any) -> Any:
+    return found.float() if isinstance(found, Tensor) else tuple(None if one is None else one.float() for one in found)
+
+
+def lean(network: Network, size: int) -> Network:
     """Return ``network`` as fast as its answers allow: batch norms folded, checked on random pictures of ``size``."""
     generator = torch.Generator().manual_seed(0)
     probe = torch.randint(0, 256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
@@ -131,39 +150,80 @@ def memory_format(image: nn.Module) -> torch.memory_format:
 
 
 class TorchEncoder:
-    """An Encoder (and TextEncoder where the model has a text tower) run by torch."""
+    """An Encoder (and TextEncoder where the model has a text tower) run by torch.
 
-    def __init__(self, tower: Tower, served: Served | None = None, device: str = "auto", spec: Spec | None = None):
-        self.spec = spec or make_spec(tower, served)
+    ``precision``: "fp32", "bf16" or "fp16", in which the towers compute; they are converted, so that the encoder is
+    for answering alone. "fp32" is float32 in full on a GPU too: TF32 is off while the encoder's work is given to it.
+    Raises DeviceError for a device that is not granted, ConfigError for an unknown precision.
+
+    On a GPU ``begin`` takes a batch before the last one is done, and pixels may be tensors on ``pixels_on``.
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        served: Served | None = None,
+        device: str = "auto",
+        spec: Spec | None = None,
+        precision: str = "fp32",
+    ):
+        if precision not in DTYPES:
+            raise ConfigError(f"torch has no precision '{precision}'", f"choose {', '.join(DTYPES)}")
+        self.spec = replace(spec or make_spec(tower, served), precision=precision)
         self.guard = None if served is None else served.guard
         self.tower = tower
         self.device = pick_device(device)
         self.format = memory_format(tower.image)
         tower.model.eval().to(self.device)
         network = Network(tower.image, self.spec, served).eval().to(self.device)
-        self.network = lean(network, self.spec.size).to(memory_format=self.format)
+        on_gpu = self.device.type == "cuda"
+        self._exact: Callable[[], AbstractContextManager[None]] = exact_float32 if on_gpu else nullcontext
+        with self._exact():
+            self.network = lean(network, self.spec.size)
+        if precision != "fp32":
+            reduce(self.network, DTYPES[precision])
+        self.network = self.network.to(memory_format=self.format)
+        there = next(self.network.buffers()).device  # with its number
+        self._transfer = Transfer(there) if on_gpu else None
+        self.begin: Callable[[Pixels | Tensor], Callable[[], Vectors]] | None = self._begin if on_gpu else None
+        self.pixels_on = str(there) if on_gpu else ""
 
-    def encode(self, pixels: Pixels) -> Vectors:
+    @property
+    def engine(self) -> str:
+        """What runs it, in words."""
+        return f"torch {self.spec.precision} on {self.device}"
+
+    def encode(self, pixels: Pixels | Tensor) -> Vectors:
         """Map uint8 (N, 3, S, S) to float32 (N, D) rows of unit length. Raises ModelError for another shape."""
-        side = self.spec.size
-        if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side) or pixels.dtype != np.uint8:
-            raise ModelError(f"pixels are {pixels.dtype} {pixels.shape}", f"give uint8 (N, 3, {side}, {side})")
+        return self._begin(pixels)()
+
+    def _begin(self, pixels: Pixels | Tensor) -> Callable[[], Vectors]:
+        """Do what ``encode`` does up to the vectors; return what waits for them."""
+        require_pixels(pixels, self.spec.size)
         if not len(pixels):
-            return np.empty((0, self.spec.dim), np.float32)  # not every network takes an empty batch
-        with torch.inference_mode():
-            # torch shares the array's memory: it warns about one that is read-only and refuses negative strides.
-            batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(
-                self.device, memory_format=self.format
-            )
-            vectors: Vectors = self.network(batch).cpu().numpy()
-        return vectors
+            return lambda: np.empty((0, self.spec.dim), np.float32)  # not every network takes an empty batch
+        with torch.inference_mode(), self._exact():
+            vectors = self.network(self._there(pixels).to(memory_format=self.format))
+            if self._transfer is not None:
+                return self._transfer.download(vectors)
+        found: Vectors = vectors.numpy()
+        return lambda: found
+
+    def _there(self, pixels: Pixels | Tensor) -> Tensor:
+        """Return pixels on the device."""
+        if isinstance(pixels, Tensor):
+            return pixels.to(self.device)
+        if self._transfer is not None:
+            return self._transfer.upload(pixels)
+        # torch shares the array's memory: it warns about one that is read-only and refuses negative strides.
+        return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
 
     def encode_text(self, texts: Sequence[str]) -> Vectors:
         """Map N texts to float32 (N, D) rows of unit length. Raises ModelError where there is no text tower."""
         text = self.tower.text
         if text is None:
             raise ModelError(f"{self.spec.name} has no text tower", "use an open_clip or hf model that has one")
-        with torch.inference_mode():
+        with torch.inference_mode(), self._exact():
             features = text.encode(text.tokenize(texts).to(self.device))
             vectors: Vectors = nn.functional.normalize(features.float(), dim=1).cpu().numpy()
         return vectors

@@ -21,12 +21,29 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
+class Bpe:
+    """open_clip's own tokenizer in parts: ids of pieces, which pairs are merged, best first, and the tokens that stand
+    for themselves, those of start and end first."""
+
+    ids: Mapping[str, int]
+    merges: Sequence[tuple[str, str]]
+    special: Sequence[str]
+
+
+@dataclass(frozen=True)
 class TextTower:
-    """The text side of a model: ``tokenize`` gives int64 (N, L) ids, ``encode`` (N, D) float features."""
+    """The text side of a model: ``tokenize`` gives int64 (N, L) ids, ``encode`` (N, D) float features.
+
+    ``length``: L. ``cleaning``: what is done to texts first, by open_clip's name: "lower", "whitespace",
+    "canonicalize", or "" for nothing. ``bpe``: the tokenizer where ``save_tokenizer`` has nothing to save.
+    """
 
     tokenize: Callable[[Sequence[str]], Tensor]
     encode: Callable[[Tensor], Tensor]
     save_tokenizer: Callable[[Path], None]
+    length: int
+    cleaning: str = ""
+    bpe: Bpe | None = None
 
 
 @dataclass(frozen=True)

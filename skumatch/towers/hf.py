@@ -189,4 +189,4 @@ def _text(model: Any, config: Any, source: Path | None) -> TextTower | None:
     def save(folder: Path) -> None:
         tokenizer.save_pretrained(folder / TOKENIZER)
 
-    return TextTower(tokenize, encode, save)
+    return TextTower(tokenize, encode, save, length)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from skumatch import hub
 from skumatch.errors import HubError, ModelError, nearest
 from skumatch.spec import Preprocess
-from skumatch.towers.base import TextTower, Tower, fit_state, image_keys, load_state
+from skumatch.towers.base import Bpe, TextTower, Tower, fit_state, image_keys, load_state
 from skumatch.towers.positions import with_any_size
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -195,7 +195,14 @@ def _text(model: Any, config: dict[str, Any], tokenizer: Path | str | None) -> T
     options = config["text_cfg"].get("tokenizer_kwargs", {})
     if _hub_tokenizer(config) is None:
         own = open_clip.SimpleTokenizer(context_length=length, **options)
-        return TextTower(lambda texts: _ids(own(list(texts))), model.encode_text, lambda folder: None)
+        return TextTower(
+            lambda texts: _ids(own(list(texts))),
+            model.encode_text,
+            lambda folder: None,
+            length,
+            options.get("clean", "lower"),
+            _bpe(own),
+        )
     if tokenizer is None:
         return None
     if not isinstance(tokenizer, Path):
@@ -213,7 +220,15 @@ def _text(model: Any, config: dict[str, Any], tokenizer: Path | str | None) -> T
     def tokenize(texts: Sequence[str]) -> Tensor:
         return _ids(other(list(texts)))
 
-    return TextTower(tokenize, model.encode_text, save)
+    return TextTower(tokenize, model.encode_text, save, length, options.get("clean", "whitespace"))
+
+
+def _bpe(tokenizer: Any) -> Bpe | None:
+    """Return the parts of open_clip's own tokenizer, None where it drops words by chance."""
+    if tokenizer.reduction_fn is not None:
+        return None
+    special = [tokenizer.decoder[token] for token in tokenizer.all_special_ids]
+    return Bpe(tokenizer.encoder, list(tokenizer.bpe_ranks), special)
 
 
 def _ids(tokens: Any) -> Tensor:

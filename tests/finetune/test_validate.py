@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def rows(root: Path, split: str) -> tuple[Row, ...]:
     return open_dataset(root).split(split).rows
 
 
-def pictures(probe: Probe, **how: int) -> Pictures:
+def pictures(probe: Probe, **how: Any) -> Pictures:
     return Pictures(probe.spec, Pipeline(**how), (), None)
 
 

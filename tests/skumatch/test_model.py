@@ -134,6 +134,11 @@ def test_a_model_that_lost_its_text_side_opens_without_it(tmp_path: Path) -> Non
         encoder.encode_text(TEXTS)
 
 
+def test_all_files_are_for_the_same_people(store: Path) -> None:
+    modes = {path.stat().st_mode for path in open_bundle(store).folder.iterdir() if path.is_file()}
+    assert len(modes) == 1
+
+
 def test_any_flipped_byte_names_its_file(store: Path) -> None:
     folder = open_bundle(store).folder
     for path in (folder / WEIGHTS, folder / MANIFEST, store / artefact.CURRENT):

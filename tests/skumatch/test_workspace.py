@@ -63,7 +63,7 @@ def test_defaults_and_everything_set(tmp_path: Path) -> None:
     [
         (MINIMAL + "[galery]\n", "unknown key 'galery' - did you mean 'gallery'"),
         (MINIMAL + "wieghts = 'x'\n", r"\[model\]: unknown key 'wieghts' - did you mean 'weights'"),
-        (MINIMAL + "[runtime]\nqqqq = 1\n", "valid keys are device, batch, workers, max_pixels"),
+        (MINIMAL + "[runtime]\nqqqq = 1\n", "valid keys are device, engine, batch, workers, max_pixels, decode"),
         (MINIMAL + "[runtime]\nbatch = '8'\n", r"batch is '8' - give a value of type int"),
         (MINIMAL + "[runtime]\nbatch = true\n", "batch is True"),
         (MINIMAL + "[runtime]\nbatch = 8.0\n", "batch is 8.0"),
@@ -107,7 +107,7 @@ def test_written_and_read_back_whatever_the_path(name: str, tmp_path: Path) -> N
         DataConfig(name, "rp2k", 7),
         ModelConfig("timm:test_efficientnet", name, True, "crop", 64, 0.875),
         GalleryConfig(name),
-        RuntimeConfig("cpu", 1, 2, 3),
+        RuntimeConfig("cpu", "onnx", 1, 2, 3, "gpu"),
     )
     assert made.write() == tmp_path / "deep" / "ws" / "skumatch.toml"
     assert Workspace.read(made.folder) == made

@@ -1,0 +1,67 @@
+"""A gallery in a form that any language reads: the vectors as raw numbers, and which SKU each row shows as JSON.
+
+    vectors.f32    little-endian float32, N rows of D numbers
+    views.json     "model" (its digest: refuse a network with another), "dim", "views", "sha256" of vectors.f32,
+                   "skus" (name and title each), "rows" (per row of vectors.f32 the place of its SKU in "skus")
+
+It holds what an app needs to answer crops; pictures and history stay in the gallery.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from skumatch import artefact
+from skumatch.gallery import Gallery
+
+VECTORS = "vectors.f32"
+VIEWS = "views.json"
+FORMAT = 1
+BLOCK = 4096  # views at a time
+
+
+def export_gallery(gallery: Gallery, folder: Path) -> None:
+    """Write ``vectors.f32`` and ``views.json`` of all views, in the order of their ids, into ``folder``.
+
+    The vectors are those that the gallery keeps, a guarded model's in full. What has these names is replaced, the JSON
+    last. Raises ArtefactError when the disk refuses.
+    """
+    with artefact.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    digest = _write_vectors(gallery, folder / VECTORS)
+    spec = gallery.spec
+    document = {
+        "format": FORMAT,
+        "model": {"name": spec.name, "layer": spec.layer, "digest": spec.digest},
+        "dim": spec.dim,
+        "views": len(gallery),
+        "sha256": digest,
+        "skus": [{"sku": sku, "title": gallery.titles.get(sku, "")} for sku in gallery.skus],
+        "rows": gallery.codes(gallery.ids).tolist(),
+    }
+    artefact.write_file(folder / VIEWS, (json.dumps(document, ensure_ascii=False) + "\n").encode())
+
+
+def _write_vectors(gallery: Gallery, path: Path) -> str:
+    """Write the rows block by block and return the file's SHA-256."""
+    sha256 = hashlib.sha256()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with artefact.disk_errors(path):
+        try:
+            with temporary.open("wb") as stream:
+                for start in range(0, len(gallery.ids), BLOCK):
+                    rows = gallery.vectors_of(gallery.ids[start : start + BLOCK])
+                    data = np.ascontiguousarray(rows, "<f4").tobytes()
+                    sha256.update(data)
+                    stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return sha256.hexdigest()
