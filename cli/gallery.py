@@ -1,4 +1,4 @@
-"""``skumatch gallery``: build, add, remove, list, info, verify."""
+"""``skumatch gallery``: build, add, remove, list, info, verify, export."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from skumatch.cli.common import (
     Device,
     GalleryOption,
     ModelOption,
+    RuntimeOption,
     Where,
-    encoder_of,
+    engine_of,
     gallery_path,
     here,
     note,
@@ -27,7 +28,7 @@ from skumatch.cli.match import build_from
 if TYPE_CHECKING:
     from skumatch.gallery import Gallery
 
-app = typer.Typer(no_args_is_help=True, help="Reference views per SKU: build, add, remove, list, info, verify.")
+app = typer.Typer(no_args_is_help=True, help="Reference views per SKU: build, add, remove, list, info, verify, export.")
 
 
 def _open(asked: Path | None) -> Gallery:
@@ -37,13 +38,19 @@ def _open(asked: Path | None) -> Gallery:
 
 
 @app.command()
-def build(where: Where = None, model: ModelOption = None, gallery: GalleryOption = None, device: Device = None) -> None:
+def build(
+    where: Where = None,
+    model: ModelOption = None,
+    gallery: GalleryOption = None,
+    device: Device = None,
+    runtime: RuntimeOption = None,
+) -> None:
     """Build the gallery anew from the workspace's data; older versions stay on disk."""
     from skumatch.dataset import parse_filters
 
     workspace = here()
     filters = parse_filters(where or [])
-    encoder = encoder_of(workspace, model, device)
+    encoder = engine_of(workspace, model, device, (runtime, "fp32"))
     made = build_from(workspace, encoder, gallery or workspace.gallery_path, filters)
     _done(made)
 
@@ -56,6 +63,7 @@ def add(
     model: ModelOption = None,
     gallery: GalleryOption = None,
     device: Device = None,
+    runtime: RuntimeOption = None,
 ) -> None:
     """Add reference views of one SKU, new or known. Pictures that it has already are skipped."""
     from skumatch.crops import expand
@@ -65,7 +73,7 @@ def add(
     workspace = workspace_or_none()
     before = _open(gallery)
     rows = [Row(path, sku, "gallery", title) for path in expand(paths)]
-    encoder = encoder_of(workspace, model, device)
+    encoder = engine_of(workspace, model, device, (runtime, "fp32"))
     with progress_bar("adding", len(rows)) as progress:
         enrolled = extend_gallery(before, rows, encoder, pipeline_of(workspace), progress)
     report_failures([str(error) for error in enrolled.failures], "pictures")
@@ -148,6 +156,19 @@ def verify(gallery: GalleryOption = None) -> None:
     typer.echo(
         f"{opened.store} {opened.version}: {len(opened):,} views of {len(opened.skus):,} SKUs, every byte as written"
     )
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write vectors.f32 and views.json into.")],
+    gallery: GalleryOption = None,
+) -> None:
+    """Write the vectors and their SKUs for apps that embed the exported model."""
+    from skumatch.gallery_export import VECTORS, VIEWS, export_gallery
+
+    opened = _open(gallery)
+    export_gallery(opened, out)
+    typer.echo(f"wrote {out / VECTORS} and {out / VIEWS}: {len(opened):,} views of {len(opened.skus):,} SKUs")
 
 
 def _done(gallery: Gallery) -> None:
