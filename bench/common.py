@@ -31,6 +31,9 @@ def arguments(description: str) -> argparse.Namespace:
     options = parser.parse_args()
     if options.weights.is_dir():
         options.weights = options.weights / "mobilenetv2_100_imagenet.safetensors"
+    for name in ("data", "weights", "work", "json"):  # commands run in other folders
+        given = getattr(options, name)
+        setattr(options, name, given and given.resolve())
     return options
 
 

@@ -15,16 +15,19 @@ from typer.exceptions import TyperException
 import skumatch
 from skumatch.cli import data, gallery
 from skumatch.cli.audit import audit
+from skumatch.cli.bench import bench
 from skumatch.cli.calibrate import calibrate
 from skumatch.cli.demo import demo
 from skumatch.cli.doctor import doctor
 from skumatch.cli.eval import evaluate
+from skumatch.cli.export import export
 from skumatch.cli.finetune import finetune
 from skumatch.cli.init import init
 from skumatch.cli.match import match
 from skumatch.cli.sweep import sweep
 from skumatch.cli.synth import synth
 from skumatch.errors import SkumatchError
+from skumatch.machine import limit_threads
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,6 +60,8 @@ app.command()(finetune)
 app.command("eval")(evaluate)
 app.command()(sweep)
 app.command()(calibrate)
+app.command()(export)
+app.command()(bench)
 app.command()(match)
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(data.app, name="data")
@@ -71,6 +76,7 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv[1:]
     if debug:
         sys.argv.remove("--debug")
+    limit_threads()
     sys.exit(_run(debug))
 
 
