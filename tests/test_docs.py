@@ -14,6 +14,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from shutil import ignore_patterns
 
 import pytest
 from PIL.Image import Image
@@ -23,6 +24,7 @@ from skumatch.finetune.recipe import recipe_from
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 SET_UP = "python3 -m venv .venv"  # the gate runs these blocks verbatim in fresh environments
 SHIM = """#!/bin/sh
 case "$1" in
@@ -51,11 +53,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, draw_view: Callable[[int,
     return base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_blocks_run(page: Path, pictures: Path, tmp_path: Path) -> None:
     blocks = [(kind, code) for kind, code in BLOCK.findall(page.read_text()) if SET_UP not in code]
     for name in ("crops", "shelf", "photos"):
         shutil.copytree(pictures / name, tmp_path / name)
+    shutil.copytree(ROOT / "docs" / "examples", tmp_path / "docs" / "examples", ignore=ignore_patterns("node_modules"))
     shim = tmp_path / "bin" / "skumatch"
     shim.parent.mkdir()
     shim.write_text(SHIM.format(real=Path(sys.executable).parent / "skumatch"))
@@ -85,5 +89,6 @@ def test_the_recipe_in_the_docs_is_one() -> None:
 
 def test_local_links_lead_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        text = FENCED.sub("", page.read_text())
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -22,13 +22,16 @@ MAY_IMPORT = {
     "export": {"eval"},
     "cli": {"finetune", "eval", "export", "cli"},
 }
-HOMES = {  # the modules that may import a vendor's library
+HOMES = {  # the modules that may import a vendor's library: its runtime, and what writes files for it
+    "onnxruntime": {"skumatch/runtime/providers.py", "export/precision.py", "export/int8.py"},
+    "openvino": {"skumatch/runtime/openvino.py", "export/openvino.py"},
+    "nncf": {"export/openvino.py"},
     "faiss": {"skumatch/index/exact.py"},
     "timm": {"skumatch/towers/timm.py"},
     "open_clip": {"skumatch/towers/open_clip.py"},
     "transformers": {"skumatch/towers/hf.py"},
 }
-ONE_HOME = ("onnxruntime", "tensorrt", "openvino", "pymilvus", "ray")
+ONE_HOME = ("tensorrt", "pymilvus", "ray")
 HEAVY = {
     "torch",
     "torchvision",
