@@ -37,5 +37,5 @@ def publish(bundle: Bundle, made: Made, found: Mapping[str, Parity]) -> Path:
     files = {**known["files"], **{name: {**made.facts, "model": bundle.spec.digest} for name in made.files}}
     kept = {name: entry for name, entry in known["ways"].items() if entry["file"] not in made.files}
     ways = {**kept, **{way.name: entry_of(way, found[way.name].to_json()) for way in made.ways}}
-    document = json.dumps({"files": files, "ways": ways}, indent=1, sort_keys=True).encode()
+    document = json.dumps({"files": files, "ways": ways}, indent=1).encode()  # the most sensitive layers stay first
     return with_files(bundle, {**made.files, EXPORTS: document})
