@@ -49,6 +49,7 @@ def test_an_export_passes_and_then_answers(skumatch: Skumatch, workspace: Path) 
     assert ran.code == 0 and "onnx fp32" in ran.err
 
 
+@pytest.mark.slow
 def test_int8_of_a_convolution_net_lists_what_each_layer_costs(skumatch: Skumatch, workspace: Path) -> None:
     ran = skumatch(*EXPORT, "--precision", "int8", "--no-gate")
     assert ran.code == 0, ran.err

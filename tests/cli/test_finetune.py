@@ -102,6 +102,7 @@ def test_data_that_is_gone_is_an_error(skumatch: Skumatch, untouched: Path) -> N
     assert str(untouched / "store") in ran.errors[0]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_model_and_resume_finishes_it(skumatch: Skumatch, untouched: Path) -> None:
     command = [sys.executable, "-u", "-m", "skumatch.cli.app", "finetune", "--epochs", "30", "--device", "cpu"]
     with subprocess.Popen(command, cwd=untouched, stderr=subprocess.PIPE, text=True) as process:

@@ -37,7 +37,7 @@ from skumatch.towers.build import ModelSource, build
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 PAGE = (ROOT / "docs" / "embedding.md").read_text()
-KINDS = (pytest.param("plain", marks=pytest.mark.slow), "guarded")
+KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("plain", "guarded")]
 PHOTOS = 20
 SKUMATCH = "from skumatch.cli.app import main; main()"
 ALONE = """

@@ -118,6 +118,7 @@ class Spoilt:
     best = only
 
 
+@pytest.mark.slow
 def test_sensitivity_names_the_layer_that_spoils() -> None:
     encoder = TorchEncoder(build(CONV), device="cpu")
     net = Spoilt(to_onnx(encoder, encoder.spec, {}))

@@ -65,9 +65,8 @@ def test_bf16_leaves_the_first_layers_of_a_convolution_net_in_float32(tmp_path: 
         openvino_files(encoder, "bf16", "v000001", lambda: crops[:0])
 
 
-@pytest.mark.parametrize(
-    "source", [QUIET, pytest.param(TRANSFORMER, marks=pytest.mark.slow)], ids=["network", "transformer"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [QUIET, TRANSFORMER], ids=["network", "transformer"])
 def test_int8_keeps_unit_length_and_stays_close(source: ModelSource, tmp_path: Path) -> None:
     encoder = TorchEncoder(build(source), device="cpu")
     crops = pixels(encoder.spec.size, 20)
@@ -98,6 +97,7 @@ def test_layers_that_hurt_stay_in_float32(tmp_path: Path) -> None:
     assert (rows * encoder.encode(crops)).sum(1).mean() > 0.998
 
 
+@pytest.mark.slow
 def test_nncf_is_imported_without_its_telemetry() -> None:
     code = """
 import sys
