@@ -42,6 +42,10 @@ def bench(
     Beside each engine stands the fraction that it reaches of the machine's fastest matrix product in its precision.
     Exports that the model lacks are made in passing and thrown away; their answers are not compared.
     """
+    from skumatch.errors import ConfigError
+
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {json_file.parent}", "make it, or name another file with --json")
     with tempfile.TemporaryDirectory() as folder:
         job = Job(Path(folder), workspace_or_none(), model, random_init, device or "auto")
         document = job.run(runtime or [], tuple(batch or (1, 8, 32)), [str(path) for path in paths or []], views)

@@ -55,7 +55,9 @@ def export(
     from skumatch.errors import ConfigError
     from skumatch.export.bundle import publish
     from skumatch.export.formats import check, make
+    from skumatch.export.text import text_of
 
+    _require_folder(out)
     check(format, precision)
     if with_resize and format != "onnx":
         raise ConfigError(f"--with-resize makes no {format}", "leave out --format, or --with-resize")
@@ -65,6 +67,8 @@ def export(
     dataset = workspace.open_dataset(parse_filters(where or []))
     bundle = _bundle(workspace, model)
     encoder = open_encoder(bundle.folder, "cpu")
+    if text:
+        text_of(encoder)  # refuse a model without one before the long work
     job = Job(workspace, dataset, bundle, encoder, device or workspace.runtime.device)
     with contextlib.ExitStack() as shown:
         made = make(encoder, format, precision, bundle.folder.name, job.crops, lambda layers: _bar(shown, layers))
@@ -96,8 +100,19 @@ def _copied(made: Made, version: Path, out: Path | None) -> list[Path]:
     """Return where the files of ``made`` are: in the bundle's ``version``, or copied into ``out``."""
     if out is None:
         return [version / name for name in made.files]
-    out.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copy2(version / name, out / name)) for name in made.files]
+    from skumatch import artefact
+
+    with artefact.disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        return [Path(shutil.copy2(version / name, out / name)) for name in made.files]
+
+
+def _require_folder(out: Path | None) -> None:
+    """Refuse a path that cannot be a folder before any work. Raises ConfigError."""
+    from skumatch.errors import ConfigError
+
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file", "name a folder with --out")
 
 
 def _for_nvidia(format: str, made: Made, name: str, out: Path, device: str) -> Path:

@@ -58,6 +58,7 @@ def test_int8_of_a_convolution_net_lists_what_each_layer_costs(skumatch: Skumatc
     assert facts["left"] == list(facts.get("sensitivity", {}))[: len(facts["left"])]
 
 
+@pytest.mark.slow
 def test_beyond_the_limits_is_exit_code_1_and_not_the_default(
     skumatch: Skumatch, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,3 +125,21 @@ def test_without_test_crops_vectors_alone_are_compared(skumatch: Skumatch, works
     shutil.rmtree(workspace / "shop" / "test")
     ran = skumatch(*EXPORT)
     assert ran.code == 0 and "vectors alone are compared" in ran.err and "top-1" not in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export", "--out", "taken"], "taken is a file"),
+        (["export", "--text"], "no text tower"),
+        (["bench", "--json", "nowhere/x.json"], "there is no folder nowhere"),
+        (["gallery", "export", "--out", "taken"], "cannot write taken"),
+    ],
+)
+def test_what_cannot_end_well_is_refused_first(
+    skumatch: Skumatch, workspace: Path, arguments: list[str], said: str
+) -> None:
+    (workspace / "taken").touch()
+    ran = skumatch(*arguments)
+    assert (ran.code, len(ran.errors)) == (2, 1) and said in ran.errors[0]
+    assert not list((workspace / "models").rglob("*.onnx"))
