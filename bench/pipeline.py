@@ -66,7 +66,7 @@ def rates(work: Path, photos: list[Path], model: tuple[str, Path | None]) -> dic
     from skumatch.dataset import Row
     from skumatch.embed import Pipeline
     from skumatch.encoder import open_encoder
-    from skumatch.enrol import build_gallery
+    from skumatch.enrol import Supply, build_gallery
     from skumatch.images import load_pixels
     from skumatch.match import Matcher
     from skumatch.results import ResultFile, records
@@ -75,7 +75,9 @@ def rates(work: Path, photos: list[Path], model: tuple[str, Path | None]) -> dic
     name, weights = model
     encoder = open_encoder(ModelSource(name, weights, random_init=weights is None))
     rows = [Row(path, path.parent.name, "gallery") for path in photos]
-    matcher = Matcher(encoder, build_gallery(work / "gallery", rows, encoder, Pipeline()).gallery, Pipeline(BATCH))
+    matcher = Matcher(
+        encoder, build_gallery(work / "gallery", Supply.of(rows), encoder, Pipeline()).gallery, Pipeline(BATCH)
+    )
     pixels = np.stack([load_pixels(path, encoder.spec) for path in photos])
 
     def bare() -> None:

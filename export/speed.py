@@ -241,12 +241,13 @@ def end_to_end(engine: Engine, alone: float, paths: Sequence[Path], pipeline: Pi
     matching refuses.
     """
     from skumatch.dataset import Row
-    from skumatch.enrol import build_gallery
+    from skumatch.enrol import Supply, build_gallery
     from skumatch.gallery import open_gallery
     from skumatch.match import Matcher
 
     if not gallery.exists():
-        build_gallery(gallery, [Row(path, path.parent.name, "gallery") for path in paths], engine.encoder, pipeline)
+        rows = [Row(path, path.parent.name, "gallery") for path in paths]
+        build_gallery(gallery, Supply.of(rows), engine.encoder, pipeline)
     matcher = Matcher(engine.encoder, open_gallery(gallery), pipeline)
     batches = max(2, round(TURN * alone / pipeline.batch))
     crops = [paths[i % len(paths)] for i in range(batches * pipeline.batch)]

@@ -8,12 +8,16 @@ This module knows nothing about models or galleries.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +28,8 @@ from skumatch.errors import ArtefactError
 
 CURRENT = "CURRENT"
 _VERSION = re.compile(r"v\d{6,}")
-_STAGED = re.compile(r"\..+\.(\d+)\.tmp")
-_CHUNK = 1 << 20
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_YOUNG = 5.0  # seconds between making a file or folder and claiming it, at the very most
 
 
 def cache_dir() -> Path:
@@ -42,11 +46,21 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ArtefactError(f"no space left while writing {path}", "free some space and run it again") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST):
             raise ArtefactError(f"cannot write {path} ({error.strerror})", "check the folder's permissions") from error
         raise
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to read at or below ``path`` into an ArtefactError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or path} cannot be read ({error.strerror})"
+        raise ArtefactError(what, "check the disk, or restore it from a copy") from error
 
 
 def file_digest(path: Path) -> str:
@@ -65,15 +79,19 @@ def fsync_dir(folder: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` atomically and durably. Raises ArtefactError when the disk refuses."""
+    """Replace ``path`` by ``data`` atomically and durably. Raises ArtefactError when the disk refuses.
+
+    ``path`` is then as it was, or, where the disk failed after the replacement, whole with ``data`` but not durable.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         try:
             with temporary.open("wb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            temporary.replace(path)
+                temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
@@ -93,22 +111,34 @@ def staged(parent: Path, name: str, by_content: bool = False) -> Iterator[Stage]
     """Yield an empty temporary folder in ``parent``; on success fsync its files and rename it to the stage's name.
 
     On any error the temporary folder is removed and nothing else has changed. ``by_content``: the name is a digest of
-    the content, so an existing folder of that name is the same and stays. Raises ArtefactError when the disk refuses
-    or the name is taken.
+    the content, so an existing folder of that name is the same and stays, unless it was damaged. Raises ArtefactError
+    when the disk refuses or the name is taken.
     """
-    stage = Stage(parent / f".{name}.{os.getpid()}.tmp", name)
+    stage = Stage(parent / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp", name)
     with disk_errors(parent / name):
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(parent)
+        remove_abandoned(parent)
         shutil.rmtree(stage.folder, ignore_errors=True)
         stage.folder.mkdir()
-        try:
-            yield stage
-            _settle(stage, parent / stage.name, by_content)
-        except BaseException:
-            shutil.rmtree(stage.folder, ignore_errors=True)
-            raise
+        with _claimed(stage.folder):
+            try:
+                yield stage
+                _settle(stage, parent / stage.name, by_content)
+            except BaseException:
+                shutil.rmtree(stage.folder, ignore_errors=True)
+                raise
         fsync_dir(parent)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Hold the kernel's lock on ``folder``: it tells a writer at work from one that died, in any container."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _settle(stage: Stage, final: Path, by_content: bool) -> None:
@@ -118,7 +148,12 @@ def _settle(stage: Stage, final: Path, by_content: bool) -> None:
             with path.open("rb+") as stream:
                 os.fsync(stream.fileno())
     fsync_dir(stage.folder)
-    if final.exists() and by_content:
+    if final.exists() and by_content and not _equal(stage.folder, final):
+        damaged = final.with_name(f".{final.name}.0.0.tmp")
+        final.rename(damaged)
+        stage.folder.rename(final)
+        shutil.rmtree(damaged)
+    elif final.exists() and by_content:
         shutil.rmtree(stage.folder)
     elif final.exists():
         raise ArtefactError(f"{final} was written by someone else meanwhile", "run the command again")
@@ -126,12 +161,34 @@ def _settle(stage: Stage, final: Path, by_content: bool) -> None:
         stage.folder.rename(final)
 
 
-def _remove_abandoned(parent: Path) -> None:
-    """Remove temporary folders whose writer is dead."""
+def _equal(one: Path, other: Path) -> bool:
+    """Return whether two folders hold the same bytes."""
+    names = [{path.name for path in folder.iterdir()} for folder in (one, other)]
+    return names[0] == names[1] and all(file_digest(one / name) == file_digest(other / name) for name in names[0])
+
+
+def remove_abandoned(parent: Path) -> int:
+    """Remove temporary files and folders in ``parent`` whose writer is dead, and return the bytes in them.
+
+    Nobody holds their lock, and they are not just being made.
+    """
+    freed = 0
     for path in parent.glob(".*.tmp"):
-        found = _STAGED.fullmatch(path.name)
-        if found and path.is_dir() and not Path(f"/proc/{found[1]}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > _YOUNG:
+                with _claimed(path):
+                    freed += _discard(path)
+    return freed
+
+
+def _discard(path: Path) -> int:
+    """Remove a file or folder; return the bytes in it."""
+    size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
+    return size
 
 
 def seal(folder: Path, manifest: str, payload: dict[str, Any]) -> None:
@@ -211,14 +268,20 @@ def current(store: Path) -> Path | None:
     Raises ArtefactError when the pointer names no version that is there.
     """
     pointer = store / CURRENT
-    try:
-        name = pointer.read_bytes().decode("utf-8", "replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    folder = store / name.strip()
-    if not _VERSION.fullmatch(name.strip()) or name != name.strip() + "\n" or not folder.is_dir():
-        raise ArtefactError(f"{pointer} is corrupt", f"write one of these into it: {', '.join(versions(store))}")
-    return folder
+    seen = None
+    while True:
+        try:
+            name = pointer.read_bytes().decode("utf-8", "replace")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise ArtefactError(f"{pointer} cannot be read ({error.strerror})", "check the disk") from error
+        folder = store / name.strip()
+        if _VERSION.fullmatch(name.strip()) and name == name.strip() + "\n" and folder.is_dir():
+            return folder
+        if name == seen:  # else the version may have been pruned after the pointer moved on
+            raise ArtefactError(f"{pointer} is corrupt", f"write one of these into it: {', '.join(versions(store))}")
+        seen = name
 
 
 def _canonical(document: dict[str, Any]) -> bytes:

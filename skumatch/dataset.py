@@ -101,14 +101,14 @@ class Dataset:
         return Dataset(self.root, self.format, tuple(rows))
 
 
-def parse_filters(pairs: Sequence[str]) -> dict[str, str]:
+def parse_filters(pairs: Sequence[str], option: str = "--where") -> dict[str, str]:
     """Turn ``["key=value", ...]`` into a dict. Raises ConfigError for a pair without ``=`` or a key given twice."""
     filters: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--where '{pair}' is not KEY=VALUE", "write for example --where department=packages")
+            raise ConfigError(f"{option} '{pair}' is not KEY=VALUE", f"write for example {option} department=packages")
         if key in filters:
-            raise ConfigError(f"--where names '{key}' twice", "give each key once")
+            raise ConfigError(f"{option} names '{key}' twice", "give each key once")
         filters[key] = value
     return filters

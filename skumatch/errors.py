@@ -7,7 +7,8 @@
     |- ModelError            an encoder: unknown name, missing weights, unfit checkpoint
     |  `- HubError           weights or a tokenizer could not be fetched
     |- GalleryError          a gallery: missing, empty, unknown SKU
-    |  `- SpecMismatch       a gallery built with another encoder
+    |  |- SpecMismatch       a gallery built with another encoder
+    |  `- LockedError        another process is writing the gallery
     |- ArtefactError         what is on disk: corrupt, half written, no space left
     `- DeviceError           a device or runtime that was asked for and is not granted
 
@@ -52,6 +53,10 @@ class GalleryError(SkumatchError):
 
 class SpecMismatch(GalleryError):
     """A gallery whose vectors were made by another encoder."""
+
+
+class LockedError(GalleryError):
+    """A gallery that another process is writing at this moment."""
 
 
 class ArtefactError(SkumatchError):

@@ -1,87 +1,69 @@
-"""The gallery: reference views per SKU, searchable, as a folder of versions over immutable segments.
+"""The gallery: reference views per SKU, searchable. One published version of it, opened for reading.
 
-    gallery/CURRENT                 one line: the current version
-    gallery/v000001/gallery.json    spec, segments, removed ids, SKU titles' file and digests
-    gallery/segments/<digest>/      vectors.f32, rows.parquet, thumbs.bin, segment.json
-
-Every change publishes a new version; an error on the way leaves the old one current.
+``gallery_state`` says what lies on disk, ``gallery_changes`` how versions come about.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skumatch import artefact
 from skumatch.calibration import COHESION_VIEWS, cohesion_of
-from skumatch.errors import GalleryError, SpecMismatch, nearest
+from skumatch.errors import ArtefactError, GalleryError, SpecMismatch, nearest
+from skumatch.gallery_state import Pieces, Version, read_version
+from skumatch.index import Index
+from skumatch.index.approximate import ApproximateIndex
 from skumatch.index.exact import ExactIndex
+from skumatch.index.matmul import exact_index, free_bytes
+from skumatch.index.parts import Parts
 from skumatch.nearest import Nearest, nearest_skus
-from skumatch.segment import Segment, SegmentWriter, ViewRow, segment_name
+from skumatch.segment import Segment, ViewRow
+from skumatch.sku_table import SKU, TITLE
 from skumatch.spec import Ids, Spec, Vectors
 from skumatch.technique_store import mean_per_sku
+from skumatch.view_directory import SkuNames, member
 
-MANIFEST = "gallery.json"
-TITLES = "titles.json"
-SEGMENTS = "segments"
-FORMAT = 1
 BLOCK = 4096  # views read at a time for prototypes
-
-
-@dataclass(frozen=True)
-class NewView:
-    """A view to be added: SKU, where it came from, SHA-256 of its file, JPEG thumbnail, unit vector (D,)."""
-
-    sku: str
-    source: str
-    sha256: str
-    thumb: bytes
-    vector: Vectors
+WORTH = 1 << 24  # numbers (32,768 views of 512) from which on loading torch pays, where it multiplies faster
+SHARE = 0.5  # of a GPU's free memory that vectors may take; the encoder works there too
 
 
 class Gallery:
-    """One version of a gallery, opened for search. Made by ``open_gallery``."""
+    """One version of a gallery, opened for search. Made by ``open_gallery``; does not change when others publish."""
 
-    def __init__(
-        self, folder: Path, document: dict[str, Any], segments: Sequence[Segment], titles: Mapping[str, str]
-    ) -> None:
-        self.store = folder.parent
-        self.folder = folder
-        self.titles = titles
-        self.document = document
-        self.spec = Spec.from_json(document["spec"])
-        self.segments = list(segments)
-        removed = np.array(document["removed"], np.int64)
-        self.index = ExactIndex(self.spec.dim)
-        self._place: dict[int, tuple[int, int]] = {}
-        self._codes = np.full(int(document["next_id"]), -1, np.int64)
-        code_of: dict[str, int] = {}
-        for number, segment in enumerate(self.segments):
-            live = np.flatnonzero(~np.isin(segment.ids, removed))
-            skus = segment.rows["sku"].take(live).to_pylist()
-            self._codes[segment.ids[live]] = [code_of.setdefault(sku, len(code_of)) for sku in skus]
-            self._place.update((int(segment.ids[i]), (number, int(i))) for i in live)
-            self.index.add(segment.ids[live], np.asarray(segment.vectors[live]))
-        self.skus = list(code_of)
+    def __init__(self, version: Version, pieces: Pieces, device: str = "cpu") -> None:
+        self.published = version
+        self.pieces = pieces
+        self.device = device
+        self.store = version.store
+        self.spec: Spec = version.state.spec
+        self._views = pieces.directory
         self._cohesion: dict[int, tuple[float, int]] = {}
-        self._order: Ids | None = None  # view ids sorted by SKU, made when first needed
 
     def __len__(self) -> int:
         """Return the number of reference views."""
-        return len(self.index)
+        return len(self._views.ids)
 
     @property
     def version(self) -> str:
         """The version's name."""
-        return self.folder.name
+        return self.published.name
+
+    @property
+    def skus(self) -> SkuNames:
+        """Names of the SKUs by code; each has at least one view."""
+        return self._views.skus
+
+    @property
+    def ids(self) -> Ids:
+        """All view ids, ascending."""
+        return self._views.ids
 
     def require(self, spec: Spec) -> None:
         """Raise SpecMismatch unless the gallery's vectors were made by the encoder with ``spec``."""
@@ -89,21 +71,57 @@ class Gallery:
             raise SpecMismatch(
                 f"gallery {self.store} was built with another model ({self.spec.name}, {self.spec.digest[:12]}; "
                 f"the model in use is {spec.name}, {spec.digest[:12]})",
-                "run `skumatch gallery build` with this model, or give the --model it was built with",
+                "run `skumatch gallery rebuild` with this model, or give the --model it was built with",
             )
 
-    def search(self, queries: Vectors, k: int) -> Nearest:
-        """Return the k nearest distinct SKUs of float32 (N, D) unit rows; codes index ``skus``."""
-        return nearest_skus(self.index, self.codes, queries, k)
+    def search(self, queries: Vectors, k: int, where: Mapping[str, str] | None = None) -> Nearest:
+        """Return the k nearest distinct SKUs of float32 (N, D) unit rows; codes index ``skus``.
 
-    def codes(self, ids: Ids) -> Ids:
-        """Map view ids (any shape) to SKU codes, places in ``skus``."""
-        return self._codes[ids]
+        ``where``: only SKUs whose facts (column -> text) are these. Raises GalleryError for a column that the table
+        lacks, or where no SKU is like that.
+        """
+        allowed = self.ids_of_skus(self.facts.codes(where)) if where else None
+        return nearest_skus(self.index, self.codes, queries, k, allowed)
 
     @cached_property
-    def ids(self) -> Ids:
-        """All view ids, ascending."""
-        return np.array(sorted(self._place), np.int64)
+    def index(self) -> Index:
+        """The index over all views, made when first needed."""
+        big = self._big()
+        tail = self._tail()
+        for segment, ids in self.pieces.segments:
+            covered = np.zeros(len(ids), bool) if big is None else big.holds(ids)
+            if covered.all():
+                continue
+            if 2 * np.count_nonzero(covered) > len(ids):  # few rows are not in the index: they are copied
+                tail.add(ids[~covered], np.asarray(segment.vectors[~covered]))
+            else:
+                tail.add(ids, np.asarray(segment.vectors))
+                tail.remove(ids[covered])
+        tail.remove(self.published.state.removed)
+        return Parts(big, tail, self.vectors_of)
+
+    def _tail(self) -> Index:
+        """Return an empty exact index, of the kind that is worth while."""
+        numbers, device = len(self) * self.spec.dim, self.device
+        if device != "cpu" and 2 * numbers > SHARE * free_bytes(device):
+            device = "cpu"
+        small = numbers < WORTH and device == "cpu"
+        return ExactIndex(self.spec.dim) if small else exact_index(self.spec.dim, device)
+
+    def _big(self) -> ApproximateIndex | None:
+        """Return the version's approximate index without what was removed since it was made; None where there is none,
+        or nothing is left of it."""
+        whole = self.pieces.index()
+        if whole is None:
+            return None
+        ids = whole.ids()
+        less = whole.without(ids[~member(ids, self.ids)])
+        return less if len(less) else None
+
+    def codes(self, ids: Ids) -> Ids:
+        """Map view ids (any shape, all there) to SKU codes, places in ``skus``."""
+        found: Ids = self._views.codes[self._views.find(ids)].astype(np.int64)
+        return found
 
     def prototypes(self) -> tuple[Vectors, Ids]:
         """Return each SKU's mean vector, float32 (S, D) unit rows, and the SKU codes (S,), ascending."""
@@ -116,148 +134,161 @@ class Gallery:
 
     def view(self, view_id: int) -> ViewRow:
         """Return a view by id. Raises GalleryError when it is not there."""
-        number, position = self._find(view_id)
-        return self.segments[number].row(position)
+        place = self._place(view_id)
+        segment, position = self._at(place)
+        sku = self.skus[int(self._views.codes[place])]
+        return ViewRow(view_id, sku, segment.source(position), segment.sha256(position))
 
     def thumb(self, view_id: int) -> bytes:
         """Return a view's JPEG thumbnail. Raises GalleryError when it is not there."""
-        number, position = self._find(view_id)
-        return self.segments[number].thumb(position)
+        segment, position = self._at(self._place(view_id))
+        return segment.thumb(position)
 
-    def _find(self, view_id: int) -> tuple[int, int]:
-        try:
-            return self._place[view_id]
-        except KeyError:
-            raise GalleryError(f"gallery {self.store} has no view {view_id}", "list them with --sku") from None
+    def _place(self, view_id: int) -> int:
+        place = int(self._views.find(np.array([view_id]))[0])
+        if place < 0:
+            raise GalleryError(f"gallery {self.store} has no view {view_id}", "list them with --sku")
+        return place
+
+    def _at(self, place: int) -> tuple[Segment, int]:
+        return self.pieces.segments[self._views.segments[place]][0], int(self._views.positions[place])
 
     def views(self) -> Iterator[ViewRow]:
         """Yield all views in id order."""
-        for view_id in sorted(self._place):
+        for view_id in self.ids.tolist():
             yield self.view(view_id)
 
-    def ids_of(self, sku: str) -> list[int]:
-        """Return the ids of a SKU's views, ascending. Raises GalleryError for an unknown SKU."""
-        if sku not in self.skus:
-            near = nearest(sku, self.skus)
+    def code_of(self, sku: str) -> int:
+        """Return the code of a SKU. Raises GalleryError, naming similar ones, when it has no view here."""
+        code = self.skus.code(sku)
+        if code < 0:
+            near = nearest(sku, list(self.skus)) if len(self.skus) <= 20_000 else ""
             raise GalleryError(
                 f"gallery {self.store} has no SKU '{sku}'", f"nearest names are: {near or 'none similar'}"
             )
-        return list(map(int, self._ids_with(self.skus.index(sku))))
+        return code
 
-    def _ids_with(self, code: int) -> Ids:
-        """Return the ids of the views of the SKU with ``code``, ascending."""
-        if self._order is None:
-            self._order = np.argsort(self._codes, kind="stable")
-        low, high = np.searchsorted(self._codes, [code, code + 1], sorter=self._order)
-        return self._order[low:high]
+    def ids_of(self, sku: str) -> list[int]:
+        """Return the ids of a SKU's views, ascending. Raises GalleryError for an unknown SKU."""
+        return list(map(int, self._views.ids_with(self.code_of(sku))))
+
+    def ids_of_skus(self, codes: Ids) -> Ids:
+        """Return the ids of all views of the SKUs with ``codes``, ascending."""
+        return self._views.ids_of_codes(codes.astype(np.int32))
 
     def counts(self) -> dict[str, int]:
         """Return the number of views per SKU."""
-        found = Counter(self._codes[self._codes >= 0].tolist())
-        return {sku: found[code] for code, sku in enumerate(self.skus)}
+        return dict(zip(self.skus, np.diff(self._views.starts).tolist(), strict=True))
+
+    @property
+    def facts(self) -> SkuTableView:
+        """What is known of the SKUs beside their views."""
+        return self._facts
+
+    def title(self, code: int) -> str:
+        """Return the title of the SKU with ``code``, "" if none."""
+        return self._facts.cell(code, TITLE)
+
+    @cached_property
+    def _facts(self) -> SkuTableView:
+        return SkuTableView(self)
 
     def cohesion(self, code: int) -> tuple[float, int]:
         """Return how alike the views of the SKU with ``code`` are (mean cosine to the nearest sister; NaN for a single
         view) and how many it has."""
         if code not in self._cohesion:
-            ids = self._ids_with(code)
+            ids = self._views.ids_with(code)
             self._cohesion[code] = (cohesion_of(self.vectors_of(ids[:COHESION_VIEWS])), len(ids))
         return self._cohesion[code]
 
     def vectors_of(self, ids: Ids) -> Vectors:
         """Return float32 (N, D) rows of views by id. Raises GalleryError when one is not there."""
-        places = [self._find(int(i)) for i in ids]
+        places = self._views.find(ids)
+        if len(places) and places.min() < 0:
+            self._place(int(ids[int(places.argmin())]))
+        numbers, positions = self._views.segments[places], self._views.positions[places]
         found = np.empty((len(places), self.spec.dim), np.float32)
-        for line, (number, position) in enumerate(places):
-            found[line] = self.segments[number].vectors[position]
+        for number in np.unique(numbers):
+            lines = np.flatnonzero(numbers == number)
+            found[lines] = self.pieces.segments[number][0].vectors[positions[lines]]
         return found
 
+    def sha_words(self) -> NDArray[np.uint64]:
+        """Return the first 8 bytes of the SHA-256 of each view's file as a number, in the order of ``ids``; 0 where it
+        is not known."""
+        found = np.zeros(len(self), np.uint64)
+        for number, (segment, _) in enumerate(self.pieces.segments):
+            lines = np.flatnonzero(self._views.segments == number)
+            found[lines] = segment.sha_words()[self._views.positions[lines]]
+        return found
 
-def open_gallery(store: Path, full: bool = False) -> Gallery:
+    def refreshed(self) -> Gallery:
+        """Return the current version, sharing what is open already; self where it is the current one.
+
+        Raises ArtefactError when a byte differs.
+        """
+        folder = artefact.current(self.store)
+        return self if folder == self.published.folder else open_gallery(self.store, reuse=self, device=self.device)
+
+
+class SkuTableView:
+    """The facts of a gallery's SKUs by code."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.table = gallery.pieces.table
+        self._skus = gallery.skus
+
+    @cached_property
+    def _rows(self) -> Any:
+        return self.table.places(self._skus.array)
+
+    def cell(self, code: int, column: str) -> str:
+        """Return a fact of the SKU with ``code``, "" where it is not known."""
+        place = int(self._rows[code])
+        known = place >= 0 and column in self.table.columns
+        return (self.table.table[column][place].as_py() or "") if known else ""
+
+    def of(self, sku: str) -> dict[str, str]:
+        """Return all that is known of ``sku`` by column."""
+        return self.table.facts(sku)
+
+    def codes(self, filters: Mapping[str, str]) -> Ids:
+        """Return the codes of the SKUs whose columns equal ``filters``, ascending.
+
+        Raises GalleryError for an unknown column, or where no SKU is like that.
+        """
+        others = {name: value for name, value in filters.items() if name != SKU}
+        found = self._skus.codes(self.table.matching(others)) if others else np.arange(len(self._skus), dtype=np.int32)
+        if SKU in filters:
+            found = found[found == self._skus.code(filters[SKU])]
+        chosen: Ids = np.sort(found[found >= 0]).astype(np.int64)
+        if not len(chosen):
+            asked = ", ".join(f"{name}={value}" for name, value in filters.items())
+            raise GalleryError(f"no SKU with a view has {asked}", "see `skumatch gallery list` for those that have")
+        return chosen
+
+
+def open_gallery(store: Path | str, full: bool = False, reuse: Gallery | None = None, device: str = "cpu") -> Gallery:
     """Open the current version after checking its digests (``full``: every byte again).
 
-    Raises GalleryError when there is no gallery, ArtefactError when a byte differs.
+    ``reuse``: an open version of the same gallery, whose pieces are shared. ``device``: where exact search runs. Raises
+    GalleryError when there is no gallery, ArtefactError when a byte differs.
     """
-    folder = artefact.current(store)
-    if folder is None:
-        raise GalleryError(f"there is no gallery in {store}", "make one with `skumatch gallery build`")
-    document = artefact.read_manifest(folder, MANIFEST, full)
-    if document.get("kind") != "gallery" or document.get("format") != FORMAT:
-        raise GalleryError(f"{folder} was written by another version", "build the gallery again")
-    titles: dict[str, str] = json.loads((folder / TITLES).read_text())
-    return Gallery(folder, document, [Segment(store / SEGMENTS / s, full) for s in document["segments"]], titles)
+    store = Path(store)
+    while True:
+        folder = artefact.current(store)
+        if folder is None:
+            raise GalleryError(f"there is no gallery in {store}", "make one with `skumatch gallery build`")
+        try:
+            return open_version(folder, full, reuse, device)
+        except (ArtefactError, FileNotFoundError):
+            if artefact.current(store) == folder:
+                raise  # else it was pruned while it was being opened
 
 
-def write_segment(store: Path, spec: Spec, batches: Iterator[Sequence[NewView]], first_id: int) -> tuple[str, int]:
-    """Stream views into a new segment of ``store``; return (segment name, number of views).
-
-    Ids run from ``first_id``. Raises GalleryError when there is no view at all.
-    """
-    with artefact.staged(store / SEGMENTS, "new", by_content=True) as stage:
-        with SegmentWriter(stage.folder) as writer:
-            for batch in batches:
-                start = first_id + writer.count
-                rows = [ViewRow(start + i, view.sku, view.source, view.sha256) for i, view in enumerate(batch)]
-                if rows:
-                    writer.add(rows, np.stack([view.vector for view in batch]), [view.thumb for view in batch])
-            if not writer.count:
-                raise GalleryError("no view could be read", "give at least one readable picture")
-            writer.close(spec.dim)
-        stage.name = segment_name(stage.folder)
-    return stage.name, writer.count
-
-
-def publish(store: Path, document: dict[str, Any], titles: Mapping[str, str]) -> Gallery:
-    """Publish ``document`` as the next version and return it opened."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    facts = {**document, "kind": "gallery", "format": FORMAT, "time": now}
-    final = store / artefact.next_version(store)
-    with artefact.staged(store, final.name) as stage:
-        (stage.folder / TITLES).write_text(json.dumps(dict(titles), indent=0, sort_keys=True))
-        artefact.seal(stage.folder, MANIFEST, facts)
-    artefact.set_current(store, final.name)
-    return open_gallery(store)
-
-
-def create(store: Path, spec: Spec, batches: Iterator[Sequence[NewView]], titles: Mapping[str, str]) -> Gallery:
-    """Publish a gallery of the given views; an older version in ``store`` stays on disk but is no longer current."""
-    name, count = write_segment(store, spec, batches, 0)
-    document = {
-        "spec": spec.to_json(),
-        "segments": [name],
-        "removed": [],
-        "next_id": count,
-        "parent": artefact.versions(store)[-1] if artefact.versions(store) else None,
-        "reason": "build",
-    }
-    return publish(store, document, titles)
-
-
-def add_views(gallery: Gallery, batches: Iterator[Sequence[NewView]], titles: Mapping[str, str]) -> Gallery:
-    """Publish a version with further views, in a segment of their own."""
-    name, count = write_segment(gallery.store, gallery.spec, batches, int(gallery.document["next_id"]))
-    changes = {
-        "segments": [*gallery.document["segments"], name],
-        "next_id": int(gallery.document["next_id"]) + count,
-        "parent": gallery.version,
-        "reason": f"add {count} views",
-    }
-    return publish(gallery.store, {**_kept(gallery), **changes}, {**gallery.titles, **titles})
-
-
-def remove_views(gallery: Gallery, ids: Sequence[int]) -> Gallery:
-    """Publish a version without the views of ``ids``. Raises GalleryError when nothing would be left."""
-    for view_id in ids:
-        gallery.view(view_id)
-    if len(set(ids)) >= len(gallery):
-        raise GalleryError("this would empty the gallery", "build a new one instead")
-    changes = {
-        "removed": sorted({*gallery.document["removed"], *ids}),
-        "parent": gallery.version,
-        "reason": f"remove {len(set(ids))} views",
-    }
-    return publish(gallery.store, {**_kept(gallery), **changes}, gallery.titles)
-
-
-def _kept(gallery: Gallery) -> dict[str, Any]:
-    return {k: v for k, v in gallery.document.items() if k not in ("files", "time")}
+def open_version(folder: Path, full: bool = False, reuse: Gallery | None = None, device: str = "cpu") -> Gallery:
+    """Open one version by its folder, current or not. Raises as ``open_gallery``."""
+    with artefact.read_errors(folder):
+        version = read_version(folder, full)
+        pieces = Pieces(version.store, version.state, full, reuse.pieces if reuse is not None else None)
+        return Gallery(version, pieces, device)

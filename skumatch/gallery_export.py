@@ -1,10 +1,14 @@
 """A gallery in a form that any language reads: the vectors as raw numbers, and which SKU each row shows as JSON.
 
-    vectors.f32    little-endian float32, N rows of D numbers
-    views.json     "model" (its digest: refuse a network with another), "dim", "views", "sha256" of vectors.f32,
-                   "skus" (name and title each), "rows" (per row of vectors.f32 the place of its SKU in "skus")
+    vectors.f32      little-endian float32, N rows of D numbers
+    views.json       "model" (its digest: refuse a network with another), "dim", "views", "sha256" of vectors.f32,
+                     "skus" (name and title each), "rows" (per row of vectors.f32 the place of its SKU in "skus"),
+                     "tables" (SHA-256 of the files below)
+    views.parquet    per row of vectors.f32: id, sku, source, sha256
+    skus.parquet     per SKU: sku, and all that is known of it
 
-It holds what an app needs to answer crops; pictures and history stay in the gallery.
+The first two are what an app needs to answer crops; with the others `skumatch gallery import` makes a gallery of it
+again. Pictures, thumbnails and history stay in the gallery.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +26,14 @@ from skumatch.gallery import Gallery
 
 VECTORS = "vectors.f32"
 VIEWS = "views.json"
+ROWS = "views.parquet"
+FACTS = "skus.parquet"
 FORMAT = 1
 BLOCK = 4096  # views at a time
 
 
 def export_gallery(gallery: Gallery, folder: Path) -> None:
-    """Write ``vectors.f32`` and ``views.json`` of all views, in the order of their ids, into ``folder``.
+    """Write the four files of all views, in the order of their ids, into ``folder``.
 
     The vectors are those that the gallery keeps, a guarded model's in full. What has these names is replaced, the JSON
     last. Raises ArtefactError when the disk refuses.
@@ -34,17 +41,37 @@ def export_gallery(gallery: Gallery, folder: Path) -> None:
     with artefact.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     digest = _write_vectors(gallery, folder / VECTORS)
+    _write_tables(gallery, folder)
     spec = gallery.spec
     document = {
         "format": FORMAT,
         "model": {"name": spec.name, "layer": spec.layer, "digest": spec.digest},
+        "spec": spec.to_json(),
         "dim": spec.dim,
         "views": len(gallery),
         "sha256": digest,
-        "skus": [{"sku": sku, "title": gallery.titles.get(sku, "")} for sku in gallery.skus],
+        "skus": [{"sku": sku, "title": gallery.title(code)} for code, sku in enumerate(gallery.skus)],
         "rows": gallery.codes(gallery.ids).tolist(),
+        "tables": {name: artefact.file_digest(folder / name) for name in (ROWS, FACTS)},
     }
     artefact.write_file(folder / VIEWS, (json.dumps(document, ensure_ascii=False) + "\n").encode())
+
+
+def _write_tables(gallery: Gallery, folder: Path) -> None:
+    """Write what is known of the views and of their SKUs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with artefact.disk_errors(folder):
+        texts = [(name, pa.string()) for name in ("sku", "source", "sha256")]
+        with pq.ParquetWriter(folder / ROWS, pa.schema([("id", pa.int64()), *texts])) as writer:
+            for start in range(0, len(gallery.ids), BLOCK):
+                views = [asdict(gallery.view(view_id)) for view_id in gallery.ids[start : start + BLOCK].tolist()]
+                writer.write_table(pa.Table.from_pylist(views, writer.schema))
+        names = gallery.skus.array
+        table = gallery.pieces.table.table
+        facts = pa.table({"sku": names}).join(table, "sku") if len(table) else pa.table({"sku": names})
+        pq.write_table(facts.sort_by("sku"), folder / FACTS)
 
 
 def _write_vectors(gallery: Gallery, path: Path) -> str:

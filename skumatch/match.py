@@ -5,7 +5,7 @@ The command line, the service and Python programs all hold a Matcher. It knows n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,16 @@ import numpy as np
 from skumatch import techniques
 from skumatch.calibration import FILE, Calibration, Decision, evidence_of, shrunk
 from skumatch.embed import Embedded, Pipeline, Progress, Source, no_progress
-from skumatch.encoder import Encoder, asking, open_engine
+from skumatch.encoder import Encoder, asking, open_engine, pixels_on
 from skumatch.errors import GalleryError, ImageError, SpecMismatch
 from skumatch.gallery import Gallery, open_gallery
 from skumatch.index.exact import ExactIndex
 from skumatch.model import open_bundle
 from skumatch.nearest import Nearest
 from skumatch.search import Search, search_of
+from skumatch.selection import select
+from skumatch.spec import Ids, Vectors
+from skumatch.technique_store import Store
 from skumatch.testviews import with_views
 
 
@@ -76,24 +79,47 @@ class Matcher:
         pipeline: Pipeline | None = None,
         calibration: Calibration | None = None,
         search: Search | None = None,
+        where: Mapping[str, str] | None = None,
     ) -> None:
-        """``search``: how crops are looked up; by their nearest views where it is None.
+        """``search``: how crops are looked up; by their nearest views where it is None. ``where``: only SKUs whose
+        facts (columns of the gallery's SKU table) are these can be answers.
 
-        Raises SpecMismatch when the gallery or the calibration is of another encoder, GalleryError when the gallery is
-        empty.
+        Raises SpecMismatch when the gallery or the calibration is of another encoder, GalleryError when no SKU is as
+        ``where`` says.
         """
         gallery.require(encoder.spec)
-        if not len(gallery):
-            raise GalleryError(f"gallery {gallery.store} is empty", "build it from at least one picture")
         if calibration is not None and calibration.spec_digest != encoder.spec.digest:
             raise SpecMismatch("the calibration was fitted with another model", "run `skumatch calibrate` again")
         self.search = search or Search()
         self.encoder = with_views(encoder, self.search.views)
-        self.gallery = gallery
+        self.where = dict(where or {})
         self.pipeline = pipeline or Pipeline()
         self.calibration = calibration
+        self._held = self._prepared(gallery)
+
+    @property
+    def gallery(self) -> Gallery:
+        """The version that answers."""
+        return self._held[0]
+
+    def refresh(self) -> bool:
+        """Answer from the gallery's current version from the next batch on; return whether that is another one.
+
+        For programs that run on while others add and remove SKUs. Raises SpecMismatch when the gallery was rebuilt
+        with another model, GalleryError, ArtefactError: then the version in use goes on answering.
+        """
+        gallery = self.gallery.refreshed()
+        if gallery is self.gallery:
+            return False
+        gallery.require(self.encoder.spec)
+        self._held = self._prepared(gallery)  # one assignment: a thread that is answering keeps the old pair
+        return True
+
+    def _prepared(self, gallery: Gallery) -> tuple[Gallery, Store]:
         dim = gallery.spec.dim
-        self._store = techniques.prepared(self.search.technique, gallery, gallery.ids, lambda: ExactIndex(dim))
+        chosen = select(gallery, self.where)
+        technique = self.search.technique
+        return gallery, techniques.prepared(technique, chosen, chosen.ids, lambda: ExactIndex(dim))
 
     @classmethod
     def open(
@@ -103,15 +129,17 @@ class Matcher:
         device: str = "auto",
         runtime: str = "auto",
         precision: str | None = None,
+        where: Mapping[str, str] | None = None,
     ) -> Matcher:
         """Open a model (bundle folder or encoder name) with its search and calibration, and a gallery folder.
 
-        ``runtime`` and ``precision``: what runs it, see ``open_engine``. Raises ModelError, GalleryError, SpecMismatch,
+        ``runtime`` and ``precision``: what runs it, see ``open_engine``; ``where``: see the constructor. Raises
+        ModelError, GalleryError, SpecMismatch,
         ArtefactError, DeviceError or ConfigError.
         """
-        opened = open_gallery(Path(gallery))
         encoder = open_engine(model, device, runtime, precision)
-        return cls(encoder, opened, None, calibration_of(model), search_of(model))
+        opened = open_gallery(Path(gallery), device=pixels_on(encoder) or "cpu")
+        return cls(encoder, opened, None, calibration_of(model), search_of(model), where)
 
     def match(self, images: Sequence[Source], k: int = 5) -> list[CropMatches]:
         """Match paths, bytes, uint8 (H, W, 3) RGB arrays or Pillow images to their ``k`` nearest SKUs, in order.
@@ -129,35 +157,37 @@ class Matcher:
 
     def _answer(self, batch: Embedded, k: int) -> Iterator[CropMatches]:
         # the decision looks at the second SKU
-        found = techniques.search(self.search.technique, self._store, asking(self.encoder, batch.vectors), max(k, 2))
-        probabilities = self._probabilities(found)
+        gallery, store = self._held
+        found = techniques.search(self.search.technique, store, asking(self.encoder, batch.vectors), max(k, 2))
+        probabilities = self._probabilities(gallery, found)
         line_of = {int(place): line for line, place in enumerate(batch.good)}
         for place, (source, error) in enumerate(zip(batch.sources, batch.errors, strict=True)):
             if error is not None:
                 yield CropMatches(source, (), error)
                 continue
             line = line_of[place]
-            yield CropMatches(source, self._matches(found, line, k, probabilities[line]))
+            answers = found.scores[line, :k], found.skus[line, :k], found.views[line, :k]
+            yield CropMatches(source, self._matches(gallery, answers, probabilities[line]))
 
-    def _probabilities(self, found: Nearest) -> list[float | None]:
+    def _probabilities(self, gallery: Gallery, found: Nearest) -> list[float | None]:
         """Return how probably each best answer is right; None without a calibration."""
         rule = self.calibration
         if rule is None:
             return [None] * len(found.skus)
-        alike = [shrunk(*self.gallery.cohesion(int(code)), rule.typical) for code in found.skus[:, 0]]
+        alike = [shrunk(*gallery.cohesion(int(code)), rule.typical) for code in found.skus[:, 0]]
         return list(rule.probability(evidence_of(found, np.array(alike, np.float64))).tolist())
 
-    def _matches(self, found: Nearest, line: int, k: int, probability: float | None) -> tuple[Match, ...]:
+    def _matches(
+        self, gallery: Gallery, found: tuple[Vectors, Ids, Ids], probability: float | None
+    ) -> tuple[Match, ...]:
         rule = self.calibration
         decision = "review" if rule is None or probability is None else rule.decide(probability)
         answers = []
-        rows = zip(found.scores[line, :k], found.skus[line, :k], found.views[line, :k], strict=True)
-        for rank, (score, code, view) in enumerate(rows, start=1):
+        for rank, (score, code, view) in enumerate(zip(*found, strict=True), start=1):
             if code < 0:
                 break
-            sku = self.gallery.skus[int(code)]
-            title = self.gallery.titles.get(sku, "")
-            source = self.gallery.view(int(view)).source
+            sku, title = gallery.skus[int(code)], gallery.title(int(code))
+            source = gallery.view(int(view)).source
             sure = probability if rank == 1 else None
             answers.append(Match(sku, title, float(score), rank, int(view), source, decision, sure))
         return tuple(answers)

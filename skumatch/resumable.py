@@ -22,7 +22,7 @@ EVERY = 1000  # crops between two notes of how far the file is
 class ResumableFile(ResultFile):
     """A ResultFile that keeps what it has when the block ends with an exception; each ``write`` is one crop.
 
-    ``identity``: what must be the same when going on (model with calibration and search, gallery, k, crops).
+    ``identity``: what must be the same when going on (model with calibration and search, gallery, filters, k, crops).
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str], resume: bool = False) -> None:
@@ -48,7 +48,7 @@ class ResumableFile(ResultFile):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self._mark} is corrupt", anew) from error
         if not same:
-            said = "model (or its calibration or search), gallery, k or crops"
+            said = "model (or its calibration or search), gallery, filters, k or crops"
             raise ConfigError(f"{said} differ from the interrupted match of {self.path}", anew)
         if not self._part.is_file() or self._part.stat().st_size < self._bytes:
             raise ConfigError(f"{self._part} is shorter than noted", anew)

@@ -13,7 +13,7 @@ from skumatch.calibration import NOTHING, Calibration, Floats, sigmoid
 from skumatch.dataset import Row
 from skumatch.embed import Pipeline
 from skumatch.encoder import Encoder
-from skumatch.enrol import build_gallery
+from skumatch.enrol import Supply, build_gallery
 from skumatch.errors import DataError
 from skumatch.eval.calibrate import (
     FOLDS,
@@ -344,7 +344,7 @@ def test_evidence_of_eval_is_that_of_the_matcher(patterns: Path, encoder: Encode
     gallery, asked = (embed_rows(part, encoder, Pipeline())[0] for part in (rows, queries))
     case, typical = case_of(retrieve(gallery, asked, 2))
     rule = Calibration(encoder.spec.digest, -4.0, (3.0, 5.0, 40.0), typical, 0.6, 0.2)
-    opened = build_gallery(tmp_path / "gallery", rows, encoder, Pipeline()).gallery
+    opened = build_gallery(tmp_path / "gallery", Supply.of(rows), encoder, Pipeline()).gallery
     own, counts, _ = cohesion(gallery)
     for sku, alike, count in zip(gallery.skus, own, counts, strict=True):
         there, views = opened.cohesion(opened.skus.index(sku))
@@ -375,7 +375,7 @@ def test_another_search_is_fitted_as_it_is_matched(
     gallery, asked = (embed_rows(part, encoder, Pipeline())[0] for part in (rows, queries))
     case, typical = known_case(gallery, asked, None, technique)
     rule = Calibration(encoder.spec.digest, -4.0, (3.0, 5.0, 40.0), typical, 0.6, 0.2)
-    opened = build_gallery(tmp_path / "gallery", rows, encoder, Pipeline()).gallery
+    opened = build_gallery(tmp_path / "gallery", Supply.of(rows), encoder, Pipeline()).gallery
     matcher = Matcher(encoder, opened, calibration=rule, search=Search(technique))
     for k in (1, 2, 6):
         found = matcher.match([row.path for row in queries], k)

@@ -22,10 +22,11 @@ from torch import nn
 
 from skumatch.dataset import Row
 from skumatch.embed import Pipeline
-from skumatch.enrol import build_gallery
+from skumatch.enrol import Supply, build_gallery
 from skumatch.export.onnx import to_onnx
 from skumatch.export.resize import with_resize
-from skumatch.gallery import open_gallery, remove_views
+from skumatch.gallery import open_gallery
+from skumatch.gallery_changes import remove_views
 from skumatch.gallery_export import export_gallery
 from skumatch.match import Matcher
 from skumatch.model import Contents, save_bundle
@@ -79,7 +80,7 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             path.parent.mkdir(exist_ok=True)
             draw_view(sku, view).save(path)
             rows.append(Row(path, f'juice "{sku}", 1 l', "gallery", f"Juice {sku}"))
-    gallery = build_gallery(folder / "gallery", rows, encoder, Pipeline()).gallery
+    gallery = build_gallery(folder / "gallery", Supply.of(rows), encoder, Pipeline()).gallery
     export_gallery(gallery, folder / "app")
     made = with_resize(to_onnx(encoder, encoder.spec, {}), encoder.spec)
     (folder / "app" / "model.resize.onnx").write_bytes(made.SerializeToString())
@@ -208,7 +209,8 @@ def test_python_answers_as_match_does(shop: Path, matched: Answers, tmp_path: Pa
 def test_an_exported_gallery_holds_every_view(shop: Path, tmp_path: Path) -> None:
     done = run(shop, sys.executable, "-c", SKUMATCH, "gallery", "export", "--gallery", "gallery", "--out", "more/app")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "wrote more/app/vectors.f32 and more/app/views.json: 32 views of 8 SKUs\n"
+    files = "vectors.f32, views.json, views.parquet, skus.parquet"
+    assert done.stdout == f"wrote {files} into more/app: 32 views of 8 SKUs\n"
     for name in ("vectors.f32", "views.json"):
         assert (shop / "more" / "app" / name).read_bytes() == (shop / "app" / name).read_bytes()
     shutil.copytree(shop / "gallery", tmp_path / "gallery")

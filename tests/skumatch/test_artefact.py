@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -219,16 +222,47 @@ def test_a_path_through_a_file_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_folders_of_dead_writers_are_removed_and_of_live_ones_kept(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    gone = tmp_path / f".v000001.{dead.pid}.tmp"
-    alive = tmp_path / f".v000001.{os.getppid()}.tmp"
-    for folder in (gone, alive):
+    old = time.time() - 3600
+    names = {name: tmp_path / f".v000001.{number}.1.tmp" for number, name in enumerate(("dead", "alive", "young"))}
+    strange = [tmp_path / ".hidden", tmp_path / ".other.tmp", tmp_path / "v000009.1.1.tmp"]
+    for folder in (*names.values(), *strange):
         folder.mkdir()
         (folder / "part").write_bytes(b"x")
+        os.utime(folder, (old, old))
+    os.utime(names["young"])  # as if its writer had made it just now, and not locked it yet
+    claim = os.open(names["alive"], os.O_RDONLY)
+    fcntl.flock(claim, fcntl.LOCK_EX)
     publish(tmp_path)
-    assert not gone.exists()
-    assert (alive / "part").exists()
+    assert not names["dead"].exists()
+    assert all((folder / "part").exists() for folder in (names["alive"], names["young"], *strange))
+    os.close(claim)  # as the kernel does for a killed writer
+    publish(tmp_path)
+    assert not names["alive"].exists()
+
+
+def test_a_killed_writer_leaves_nothing_that_stays(tmp_path: Path) -> None:
+    code = "import os, signal, sys; from pathlib import Path; from skumatch import artefact"
+    code += (
+        "\nwith artefact.staged(Path(sys.argv[1]), 'v000001') as stage:\n    (stage.folder / 'half').write_bytes(b'x')"
+    )
+    code += "\n    os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode < 0
+    (left,) = tmp_path.iterdir()
+    os.utime(left, (0, 0))
+    publish(tmp_path)
+    assert hidden(tmp_path) == []
+
+
+def test_writers_beside_each_other_leave_each_others_work_alone(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for turn in range(5):
+            with artefact.staged(tmp_path, "new", by_content=True) as stage:
+                (stage.folder / "a.bin").write_bytes(b"%d %d" % (number, turn))
+                stage.name = f"{number}-{turn}"
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{n}-{t}" for n in range(4) for t in range(5)]
 
 
 def test_write_file_replaces_whole(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from skumatch.calibration import FILE, Calibration
 from skumatch.embed import Pipeline, Source
 from skumatch.encoder import Encoder
-from skumatch.enrol import build_gallery
+from skumatch.enrol import Supply, build_gallery
 from skumatch.errors import GalleryError, ImageError, ModelError, SpecMismatch
 from skumatch.gallery import open_gallery
 from skumatch.images import read_image
@@ -27,7 +27,12 @@ NOISE = np.random.default_rng(3).integers(0, 256, (80, 80, 3)).astype(np.uint8)
 @pytest.fixture
 def gallery_path(patterns: Path, encoder: Encoder, tmp_path: Path) -> Path:
     rows = open_dataset(patterns).split("train").rows
-    build_gallery(tmp_path / "gallery", rows, encoder, Pipeline())
+    build_gallery(
+        tmp_path / "gallery",
+        Supply.of([replace(row, title=f"Title {row.sku[-1]}") for row in rows]),
+        encoder,
+        Pipeline(),
+    )
     return tmp_path / "gallery"
 
 
@@ -57,6 +62,7 @@ def test_fresh_views_are_recognised(matcher: Matcher, patterns: Path) -> None:
     for crop in found:
         assert crop.error is None and isinstance(crop.crop, Path)
         best = crop.matches[0]
+        assert best.title == f"Title {best.sku[-1]}"
         assert best.sku == crop.crop.parent.name and best.source.startswith(str(patterns / "train" / best.sku))
         assert [match.rank for match in crop.matches] == [1, 2, 3] and len({m.sku for m in crop.matches}) == 3
         assert -1 <= crop.matches[-1].score <= best.score <= 1.00001
@@ -104,7 +110,7 @@ def test_a_decision_changes_at_the_probability_itself(calibrated: Matcher, patte
 
 def test_a_gallery_of_one_sku_is_decided_on_too(encoder: Encoder, patterns: Path, tmp_path: Path) -> None:
     rows = [row for row in open_dataset(patterns).split("train").rows if row.sku == "sku-3"]
-    gallery = build_gallery(tmp_path / "one", rows, encoder, Pipeline()).gallery
+    gallery = build_gallery(tmp_path / "one", Supply.of(rows), encoder, Pipeline()).gallery
     rule = Calibration(encoder.spec.digest, -25.0, (20.0, 15.0, 5.0), 0.98, 0.9, 0.2)
     own, noise = Matcher(encoder, gallery, calibration=rule).match([patterns / "test" / "sku-3" / "5.png", NOISE])
     assert own.decision == "accept" and len(own.matches) == 1 and noise.decision == "unknown"
@@ -187,7 +193,7 @@ def test_opening_a_saved_model_and_its_gallery(patterns: Path, tmp_path: Path) -
     tower = encoder.tower
     save_bundle(tmp_path / "models", tower, None, encoder.spec, Contents({}, tower.model.state_dict()))
     rows = open_dataset(patterns).split("train").rows
-    build_gallery(tmp_path / "g", rows, encoder, Pipeline())
+    build_gallery(tmp_path / "g", Supply.of(rows), encoder, Pipeline())
     matcher = Matcher.open(tmp_path / "models", str(tmp_path / "g"), "cpu")
     (found,) = matcher.match([rows[7].path], k=1)
     assert found.matches[0].source == str(rows[7].path)

@@ -12,7 +12,7 @@ import pytest
 from skumatch import techniques
 from skumatch.embed import Pipeline
 from skumatch.encoder import Encoder
-from skumatch.enrol import build_gallery
+from skumatch.enrol import Supply, build_gallery
 from skumatch.errors import ModelError
 from skumatch.gallery import Gallery
 from skumatch.images import load_pixels
@@ -36,7 +36,7 @@ TRIED = [
 @pytest.fixture
 def gallery(patterns: Path, tmp_path: Path, encoder: Encoder) -> Gallery:
     rows = open_dataset(patterns).split("train").rows
-    return build_gallery(tmp_path / "gallery", rows, encoder, PIPELINE).gallery
+    return build_gallery(tmp_path / "gallery", Supply.of(rows), encoder, PIPELINE).gallery
 
 
 def test_it_comes_back_as_it_was() -> None:
@@ -114,5 +114,5 @@ def test_prototypes_are_the_mean_of_each_skus_views(gallery: Gallery, make_encod
 
 
 def test_nothing_is_prepared_for_the_plain_search(gallery: Gallery, encoder: Encoder) -> None:
-    assert Matcher(encoder, gallery)._store is gallery
+    assert Matcher(encoder, gallery)._held[1].index is gallery.index
     assert Search().technique == NEAREST

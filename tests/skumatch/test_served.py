@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from skumatch import artefact
 from skumatch.embed import Pipeline
 from skumatch.encoder import asking, open_encoder
-from skumatch.enrol import build_gallery
+from skumatch.enrol import Supply, build_gallery
 from skumatch.errors import ConfigError, ModelError
 from skumatch.eval.pool import embed_pool
 from skumatch.finetune.guarding import (
@@ -354,7 +354,7 @@ def test_matching_and_evaluation_ask_through_the_guard(
     rows, asked = (open_dataset(patterns).split(split).rows for split in ("train", "test"))
     found = []
     for name, encoder in (("guarded", guarded), ("alone", TorchEncoder(alone, None, "cpu"))):
-        gallery = build_gallery(tmp_path / name, rows, encoder, Pipeline()).gallery
+        gallery = build_gallery(tmp_path / name, Supply.of(rows), encoder, Pipeline()).gallery
         answers = Matcher(encoder, gallery).match([row.path for row in asked], k=3)
         pool = embed_pool([*rows, *asked], encoder, Pipeline(), None)
         scores = pool.queries(asked).vectors @ pool.views(rows).vectors.T
