@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 import skumatch
-from skumatch.cli import data, gallery
+from skumatch.cli import data, gallery, gallery_show, gallery_versions
 from skumatch.cli.audit import audit
 from skumatch.cli.bench import bench
 from skumatch.cli.calibrate import calibrate
@@ -64,6 +64,8 @@ app.command()(export)
 app.command()(bench)
 app.command()(match)
 app.add_typer(gallery.app, name="gallery")
+gallery_show.register(gallery.app)
+gallery_versions.register(gallery.app)
 app.add_typer(data.app, name="data")
 app.command()(demo)
 app.command()(doctor)

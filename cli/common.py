@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from skumatch.embed import Pipeline, Progress
     from skumatch.encoder import Encoder
+    from skumatch.enrol import Enrolled
     from skumatch.runtime.torch import TorchEncoder
     from skumatch.workspace import Workspace
 
@@ -135,9 +136,18 @@ def progress_bar(what: str, total: int | None) -> Iterator[Progress]:
         yield advance
 
 
-def report_failures(failures: list[str], what: str) -> None:
-    """Print up to five unreadable files and how many there were."""
+def report_failures(failures: list[str], what: str, count: int | None = None) -> None:
+    """Print up to five unreadable files and how many there were (``count`` where not all are named)."""
     for failure in failures[:5]:
         note(f"unreadable: {failure}")
     if failures:
-        note(f"{len(failures)} {what} could not be read and were left out")
+        note(f"{count or len(failures):,} {what} could not be read and were left out")
+
+
+def report_enrolled(enrolled: Enrolled, what: str) -> None:
+    """Print what became of the pictures that were to be enrolled."""
+    if enrolled.resumed:
+        note(f"went on after {enrolled.resumed:,} {what} of an interrupted run")
+    report_failures(enrolled.failures, what, enrolled.unreadable)
+    if enrolled.known:
+        note(f"{enrolled.known:,} {what} were in the gallery already")

@@ -23,7 +23,7 @@ from skumatch.cli.common import (
     note,
     pipeline_of,
     progress_bar,
-    report_failures,
+    report_enrolled,
     workspace_or_none,
 )
 
@@ -50,11 +50,16 @@ def match(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted --out FILE.csv or .jsonl.")
     ] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="COLUMN=TEXT", help="Only SKUs like this, by the gallery's facts; repeatable."),
+    ] = None,
     device: Device = None,
     runtime: RuntimeOption = None,
     precision: PrecisionOption = None,
 ) -> None:
     """Match crops to the SKUs of the gallery; builds it from the workspace's data if there is none yet."""
+    from skumatch.dataset import parse_filters
     from skumatch.errors import ConfigError, SkumatchError
     from skumatch.match import Matcher
     from skumatch.resumable import ResumableFile
@@ -69,7 +74,8 @@ def match(
     encoder = engine_of(workspace, model, device, (runtime, precision))
     folder = model_of(workspace, model)
     opened = _gallery(workspace, gallery, encoder, model, device)
-    matcher = Matcher(encoder, opened, pipeline_of(workspace), _calibration(folder), search_of(folder))
+    filters = parse_filters(where or [])
+    matcher = Matcher(encoder, opened, pipeline_of(workspace), _calibration(folder), search_of(folder), filters)
     result = ResumableFile(out, _identity(matcher, paths, topk), resume) if out is not None else None
     try:
         decisions = run(matcher, _crops(paths), total, topk, result, html, as_json)
@@ -96,13 +102,14 @@ def _calibration(model: Path | None) -> Calibration | None:
 def _identity(matcher: Matcher, paths: list[str], topk: int) -> dict[str, str]:
     """Return what must be the same when an interrupted match goes on."""
     gallery = matcher.gallery
-    held = f"{gallery.store.absolute()} {gallery.version} {gallery.document['segments']} {gallery.document['removed']}"
+    held = f"{gallery.store.absolute()} {gallery.version} {gallery.published.digest}"
     rule = matcher.calibration.to_bytes().decode() if matcher.calibration else ""
     return {
         "model": matcher.encoder.spec.digest,
         "calibration": rule,
         "search": matcher.search.to_bytes().decode(),
         "gallery": held,
+        "where": repr(sorted(matcher.where.items())),
         "topk": str(topk),
         "crops": repr(paths),
     }
@@ -175,12 +182,14 @@ def _page_row(found: CropMatches, matcher: Matcher, shown: bool) -> PageRow:
 def _gallery(
     workspace: Workspace | None, asked: Path | None, encoder: Encoder, model: str | None, device: str | None
 ) -> Gallery:
-    """Open the gallery; build it, in float32, from the workspace's data where the workspace has none yet."""
+    """Open the gallery, for search where the encoder is; build it, in float32, from the workspace's data where the
+    workspace has none yet."""
+    from skumatch.encoder import pixels_on
     from skumatch.gallery import open_gallery
 
     store = gallery_path(workspace, asked)
     if asked is not None or workspace is None or (store / "CURRENT").exists():
-        return open_gallery(store)
+        return open_gallery(store, device=pixels_on(encoder) or "cpu")
     if encoder.spec.precision != "fp32":
         encoder = engine_of(workspace, model, device, ("auto", "fp32"))
     return build_from(workspace, encoder, store, {})
@@ -188,12 +197,12 @@ def _gallery(
 
 def build_from(workspace: Workspace, encoder: Encoder, store: Path, filters: dict[str, str]) -> Gallery:
     """Build a gallery from the workspace's gallery split and say so."""
-    from skumatch.enrol import build_gallery
+    from skumatch.enrol import Supply, build_gallery
 
     dataset = workspace.open_dataset(filters)
     rows = dataset.split(dataset.gallery_split).rows
     note(f"building the gallery {store} from split {dataset.gallery_split}: {len(rows):,} views")
     with progress_bar("gallery", len(rows)) as progress:
-        enrolled = build_gallery(store, rows, encoder, pipeline_of(workspace), progress)
-    report_failures([str(error) for error in enrolled.failures], "views")
+        enrolled = build_gallery(store, Supply.of(rows), encoder, pipeline_of(workspace), progress)
+    report_enrolled(enrolled, "views")
     return enrolled.gallery

@@ -22,6 +22,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(speed, name, value)
 
 
+@pytest.mark.slow
 def test_every_part_is_measured(
     skumatch: Skumatch, tmp_path: Path, patterns: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

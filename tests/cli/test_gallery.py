@@ -1,4 +1,4 @@
-"""``skumatch gallery``: build, add, remove, list, info, verify."""
+"""``skumatch gallery``: what changes views and facts, and what shows them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_info_and_list_tell_what_is_in_it(skumatch: Skumatch, workspace: Path) -
     views = json.loads(skumatch("gallery", "list", "--sku", "sku-2", "--json").out)
     assert len(views) == 4
     assert all("sku-2" in view["source"] and len(view["sha256"]) == 64 for view in views)
-    assert skumatch("gallery", "list").out.splitlines()[0].split("\t")[:2] == ["sku-0", "4"]
+    assert skumatch("gallery", "list").out.splitlines()[:2] == ["sku\tviews\ttitle", "sku-0\t4\t"]
     assert "test_efficientnet" in skumatch("gallery", "info").out
 
 
@@ -69,22 +69,122 @@ def test_an_unreadable_view_is_reported(skumatch: Skumatch, workspace: Path) -> 
 def test_where_builds_a_smaller_gallery_elsewhere(skumatch: Skumatch, workspace: Path) -> None:
     ran = skumatch("gallery", "build", "--where", "sku=sku-1", "--gallery", "small", *CPU)
     assert ran.code == 0, ran.err
-    assert "4 views of 1 SKUs" in ran.out
+    assert "4 views of 1 SKU\n" in ran.out
     assert len(counts(skumatch)) == 6
 
 
-def test_verify_reads_every_byte(skumatch: Skumatch, workspace: Path) -> None:
-    ran = skumatch("gallery", "verify")
-    assert ran.code == 0
-    assert "every byte as written" in ran.out
-    largest = max((p for p in (workspace / "gallery").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
-    broken = skumatch("gallery", "verify")
-    assert broken.code == 2
-    assert len(broken.err.splitlines()) == len(broken.errors) == 1
-    assert largest.name in broken.errors[0]
+def facts_of(skumatch: Skumatch) -> dict[str, dict[str, str]]:
+    lines = json.loads(skumatch("gallery", "list", "--json").out)
+    return {
+        line["sku"]: {name: line[name] for name in line if name not in ("sku", "views") and line[name]}
+        for line in lines
+    }
+
+
+def table(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_facts_are_changed_shown_and_taken_back(skumatch: Skumatch, workspace: Path) -> None:
+    told = skumatch("gallery", "update", "sku-1", "--title", "Tea\tgreen", "--set", "brand=nord", "--set", "gtin=007")
+    assert told.code == 0 and told.out.endswith("v000002: 24 views of 6 SKUs\n")
+    assert skumatch("gallery", "update", "sku-2", "--set", "brand=nord").code == 0
+    assert facts_of(skumatch)["sku-1"] == {"title": "Tea\tgreen", "brand": "nord", "gtin": "007"}
+    listed = skumatch("gallery", "list", "--where", "brand=nord").out.splitlines()
+    assert listed == ["sku\tviews\ttitle\tbrand\tgtin", "sku-1\t4\tTea green\tnord\t007", "sku-2\t4\t\tnord\t"]
+    assert skumatch("gallery", "update", "sku-1", "--set", "brand=", "--title", "").code == 0
+    assert facts_of(skumatch)["sku-1"] == {"gtin": "007"}
+    assert facts_of(skumatch)["sku-2"] == {"brand": "nord"} and set(info(skumatch)["columns"]) >= {"brand", "gtin"}
+
+
+def test_pictures_take_the_place_of_a_skus_views(skumatch: Skumatch, workspace: Path) -> None:
+    ran = skumatch("gallery", "update", "sku-3", "shop/test/sku-3", "--set", "brand=nord", *CPU)
+    assert ran.code == 0, ran.err
+    assert counts(skumatch)["sku-3"] == 2 and facts_of(skumatch)["sku-3"] == {"brand": "nord"}
+    views = json.loads(skumatch("gallery", "list", "--sku", "sku-3", "--json").out)
+    assert [Path(view["source"]).name for view in views] == ["4.png", "5.png"]
+    assert [view["view"] for view in views] == [24, 25]
+
+
+def test_a_table_is_imported(skumatch: Skumatch, workspace: Path) -> None:
+    rows = [f"shop/test/sku-{n}/4.png,sku-{n},nord" for n in range(2)]
+    named = table(workspace / "t.csv", "path,sku,brand", *rows, "none.png,new,nord", "shop/test/sku-2/5.png,fresh,arla")
+    ran = skumatch("gallery", "import", named, *CPU)
+    assert ran.code == 0, ran.err
+    assert ran.out.endswith("v000002: 27 views of 7 SKUs\n") and "none.png" in ran.err
+    assert "1 pictures could not be read" in ran.err
+    assert counts(skumatch)["sku-0"] == 5 and facts_of(skumatch)["fresh"] == {"brand": "arla"}
+    again = skumatch("gallery", "import", named, *CPU)
+    assert "3 pictures were in the gallery already" in again.err and "27 views" in again.out
+    replaced = skumatch("gallery", "import", named, "--replace", *CPU)
+    assert replaced.out.endswith(": 19 views of 7 SKUs\n")
+    bad = skumatch("gallery", "import", table(workspace / "bad.csv", "path,sku", "a.png,x", "b.png,"), *CPU)
+    assert bad.code == 2 and "bad.csv, line 3, has an empty sku - name the SKU, or remove" in bad.errors[0]
+
+
+def test_a_table_of_facts_alone_needs_no_model(skumatch: Skumatch, workspace: Path) -> None:
+    shutil.rmtree(workspace / "models")
+    named = table(workspace / "f.tsv", "sku\tbrand", "sku-0\tnord", "elsewhere\tnord")
+    ran = skumatch("gallery", "import", named)
+    assert ran.code == 0 and ran.out.endswith(" v000002: 24 views of 6 SKUs\n")
+    assert ran.err == "without a view here: 1 SKU of the table, whose facts are kept for views to come\n"
+    assert facts_of(skumatch)["sku-0"] == {"brand": "nord"}
+    nowhere = skumatch("gallery", "import", named, "--gallery", "nowhere")
+    assert nowhere.code == 2 and "there is no gallery in nowhere - import pictures first" in nowhere.errors[0]
+
+
+def test_an_interrupted_import_goes_on(skumatch: Skumatch, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from skumatch.runtime.torch import TorchEncoder
+
+    encode, rows = TorchEncoder.encode, [f"shop/test/sku-{n}/{view}.png,new-{n}" for n in range(6) for view in (4, 5)]
+    named = table(workspace / "t.csv", "path,sku", *rows)
+    config = workspace / "skumatch.toml"
+    config.write_text(config.read_text().replace("batch = 32", "batch = 5"))
+    seen: list[int] = []
+
+    def stopped(self: Any, pixels: Any) -> Any:
+        seen.append(len(pixels))
+        if sum(seen) > 8:
+            raise KeyboardInterrupt
+        return encode(self, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchEncoder, "encode", stopped)
+        ran = skumatch("gallery", "import", named, "--runtime", "torch", *CPU)
+    assert ran.code == 130 and "what was embedded is kept: the same command goes on from there" in ran.err
+    assert info(skumatch)["version"] == "v000001"
+    ran = skumatch("gallery", "import", named, "--runtime", "torch", *CPU)
+    assert ran.code == 0 and "went on after 5 pictures of an interrupted run" in ran.err
+    assert "36 views of 12 SKUs" in ran.out
+
+
+def test_what_was_exported_is_imported_elsewhere(skumatch: Skumatch, workspace: Path) -> None:
+    skumatch("gallery", "update", "sku-1", "--set", "brand=nord")
+    ran = skumatch("gallery", "export", "--out", "exported")
+    assert (ran.code, ran.out) == (
+        0,
+        "wrote vectors.f32, views.json, views.parquet, skus.parquet into exported: 24 views of 6 SKUs\n",
+    )
+    ran = skumatch("gallery", "import", "exported", "--gallery", "elsewhere")
+    assert (ran.code, ran.out) == (0, "elsewhere v000001: 24 views of 6 SKUs\n"), ran.err
+    lines = json.loads(skumatch("gallery", "list", "--gallery", "elsewhere", "--where", "brand=nord", "--json").out)
+    assert lines == [{"sku": "sku-1", "views": 4, "title": "", "brand": "nord"}]
+    matched = skumatch("match", "shop/test/sku-1/4.png", "--gallery", "elsewhere", "--json", *CPU).out
+    assert matched == skumatch("match", "shop/test/sku-1/4.png", "--json", *CPU).out
+    wrong = skumatch("gallery", "import", "shop")
+    assert wrong.code == 2 and "shop was not written by `skumatch gallery export`" in wrong.errors[0]
+
+
+def test_skus_are_removed_by_list_and_by_fact(skumatch: Skumatch, workspace: Path) -> None:
+    for sku in ("sku-0", "sku-1"):
+        skumatch("gallery", "update", sku, "--set", "brand=nord")
+    assert skumatch("gallery", "remove", "--from", table(workspace / "gone.txt", "sku-5", "", "sku-4")).code == 0
+    assert skumatch("gallery", "remove", "--from", table(workspace / "gone.csv", "title,SKU", "x,sku-3")).code == 0
+    ran = skumatch("gallery", "remove", "--where", "brand=nord")
+    assert (ran.code, counts(skumatch)) == (0, {"sku-2": 4})
+    last = skumatch("gallery", "remove", "sku-2")
+    assert last.code == 2 and "this would empty the gallery" in last.errors[0]
 
 
 def test_a_gallery_of_another_model_takes_no_views(skumatch: Skumatch, workspace: Path) -> None:
@@ -105,6 +205,19 @@ def test_a_gallery_of_another_model_takes_no_views(skumatch: Skumatch, workspace
         (["add", "a", "nowhere.png"], "nowhere.png does not exist"),
         (["info", "--gallery", "nowhere"], "nowhere"),
         (["build", "--where", "sku=none"], "no picture"),
+        (["update", "sku-0"], "nothing to update"),
+        (["update", "sku-99", "--title", "x"], "nearest names are: sku-"),
+        (["update", "sku-0", "--set", "brand"], "--set 'brand' is not KEY=VALUE"),
+        (["update", "sku-0", "--set", "sku=x"], "cannot be called 'sku'"),
+        (["update", "sku-0", "--title", "a", "--set", "title=b"], "names 'title' twice"),
+        (["add", "a", "shop/test/sku-0/4.png", "--set", "_forget=1"], "cannot be called '_forget'"),
+        (["import", "nowhere.csv"], "cannot read nowhere.csv"),
+        (["import", "skumatch.toml"], "skumatch.toml"),
+        (["remove", "sku-0", "--view", "1"], "both SKUs and views are named"),
+        (["remove", "--from", "nowhere.txt"], "cannot read nowhere.txt"),
+        (["remove", "--where", "brand=x"], "no column 'brand'"),
+        (["list", "--where", "brand=x"], "no column 'brand'"),
+        (["export", "--out", "skumatch.toml"], "cannot write"),
     ],
 )
 def test_a_wrong_argument_is_one_line(skumatch: Skumatch, workspace: Path, arguments: list[str], said: str) -> None:

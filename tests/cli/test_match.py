@@ -118,6 +118,35 @@ def test_a_gallery_of_another_model_is_refused(skumatch: Skumatch, workspace: Pa
     assert ran.out == ""
 
 
+def test_where_answers_from_some_skus_alone(skumatch: Skumatch, workspace: Path) -> None:
+    for sku, brand in (("sku-1", "nord"), ("sku-4", "nord"), ("sku-5", "arla")):
+        assert skumatch("gallery", "update", sku, "--set", f"brand={brand}", "--set", "size=1 l").code == 0
+    whole = answers(skumatch(*MATCH, "shop/test", "--topk", "6").out)
+    kept = [line for line in whole if line["sku"] in ("sku-1", "sku-4")]
+    found = answers(skumatch(*MATCH, "shop/test", "--where", "brand=nord").out)
+    assert [(line["crop"], line["sku"]) for line in found] == [(line["crop"], line["sku"]) for line in kept]
+    assert [float(line["score"]) for line in found] == pytest.approx([float(line["score"]) for line in kept], abs=1e-5)
+    assert [line["rank"] for line in found] == ["1", "2"] * 12
+    both = answers(skumatch(*MATCH, "shop/test", "--where", "size=1 l", "--where", "brand=arla").out)
+    assert {line["sku"] for line in both} == {"sku-5"} and len(both) == 12
+    assert {line["sku"] for line in answers(skumatch(*MATCH, "shop/test", "--where", "sku=sku-0").out)} == {"sku-0"}
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("brand=nort", "no SKU has brand=nort - nearest values are brand: nord"),
+        ("colour=red", "no column 'colour' - its columns are: sku, "),
+        ("brand", "--where 'brand' is not KEY=VALUE"),
+        ("sku=sku-77", "no SKU with a view has sku=sku-77"),
+    ],
+)
+def test_a_filter_that_fits_nothing_is_one_line(skumatch: Skumatch, workspace: Path, where: str, said: str) -> None:
+    assert skumatch("gallery", "update", "sku-1", "--set", "brand=nord").code == 0
+    ran = skumatch(*MATCH, "shop/test", "--where", where)
+    assert (ran.code, ran.out, len(ran.errors)) == (2, "", 1) and said in ran.errors[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
