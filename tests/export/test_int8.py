@@ -36,6 +36,7 @@ def nodes(model: ModelProto, *kinds: str) -> int:
     return sum(node.op_type in kinds for node in model.graph.node)
 
 
+@pytest.mark.slow
 def test_a_transformer_is_quantised_as_it_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_transformer_is_quantised_as_it_runs(
     assert none.facts == {"method": "dynamic", "left": []}
 
 
+@pytest.mark.slow
 def test_a_guarded_transformer_asks_as_before(tmp_path: Path) -> None:
     tower = build(TRANSFORMER)
     centres = torch.nn.functional.normalize(

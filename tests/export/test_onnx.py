@@ -64,6 +64,7 @@ def guarded() -> TorchEncoder:
     return TorchEncoder(tower, Served("head", nn.Linear(tower.dim, 16, bias=False), guard=guard), "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_vectors_are_those_of_torch_at_any_batch(name: str, tmp_path: Path) -> None:
     encoder = TorchEncoder(build(SOURCES[name]), device="cpu")
@@ -92,6 +93,7 @@ def test_clips_of_full_size_export_too(name: str, tmp_path: Path) -> None:
     assert (found * encoder.encode(batch)).sum(1).min() > 0.99999
 
 
+@pytest.mark.slow
 def test_a_guarded_encoder_brings_the_rows_to_ask_with(tmp_path: Path) -> None:
     encoder = guarded()
     other = exported(encoder, tmp_path)

@@ -29,6 +29,7 @@ def pixels(side: int, count: int) -> Pixels:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [CONV, ALIKE], ids=["network", "mean and std alike"])
 def test_float32_files_run_alone(source: ModelSource, tmp_path: Path) -> None:
     encoder = TorchEncoder(build(source), device="cpu")

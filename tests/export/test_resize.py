@@ -109,6 +109,7 @@ def test_a_transposed_array_is_taken_and_an_empty_one_refused(tmp_path: Path) ->
         inside.encode(np.zeros((0, 5, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_every_precision_keeps_its_vectors(tmp_path: Path) -> None:
     encoder = TorchEncoder(build(TINY), device="cpu")
     whole = to_onnx(encoder, encoder.spec, {})
@@ -129,6 +130,7 @@ def test_every_precision_keeps_its_vectors(tmp_path: Path) -> None:
             assert (found * plain.encode(host)).sum() > 0.999
 
 
+@pytest.mark.slow
 def test_a_guarded_network_gives_the_rows_to_ask_with(tmp_path: Path) -> None:
     encoder = guarded()
     plain, inside = both(to_onnx(encoder, encoder.spec, {}), encoder.spec, tmp_path)

@@ -67,6 +67,7 @@ def put(path: Path, data: bytes, precision: str, profile: Profile, gpu: Gpu) -> 
     beside(path).write_text(json.dumps({"facts": facts, "engine": hashlib.sha256(b"engine").hexdigest()}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [CONV, TINY])
 def test_a_cast_alone_reads_the_uint8_pictures(source: ModelSource) -> None:
     encoder = TorchEncoder(build(source), device="cpu")

@@ -158,6 +158,7 @@ def test_patience_ends_a_training_that_gains_nothing(patterns: Path, tmp_path: P
     assert len(history) < 30
 
 
+@pytest.mark.slow
 def test_titles_teach_where_the_encoder_reads(patterns: Path, tmp_path: Path) -> None:
     way = {"objectives": {"clip": 1.0}, "clip": {"lr_text": 1e-3}, "lr_transformer": 1e-3}
     outcome = run(patterns, tmp_path / "a", recipe_of(way), CLIP)
