@@ -13,7 +13,7 @@ import numpy as np
 from skumatch import artefact, lock
 from skumatch.errors import ArtefactError, GalleryError
 from skumatch.gallery import Gallery, open_version
-from skumatch.gallery_state import INDEXES, PENDING, SEGMENTS, TABLES, Version, read_version
+from skumatch.gallery_state import INDEXES, PENDING, SEGMENTS, TABLES, read_version
 from skumatch.jobs import pieces_of_jobs
 from skumatch.sku_table import SKU
 from skumatch.spec import Ids
@@ -179,8 +179,3 @@ def _folder(store: Path, name: str) -> Path:
     if full not in there:
         raise GalleryError(f"{store} has no version '{name}'", f"its versions are: {', '.join(there[-20:]) or 'none'}")
     return store / full
-
-
-def version_of(store: Path, name: str) -> Version:
-    """Return a version by name. Raises GalleryError for an unknown one, ArtefactError."""
-    return read_version(_folder(store, name))

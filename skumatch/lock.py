@@ -28,17 +28,17 @@ _BUSY = (errno.EACCES, errno.EAGAIN)
 
 
 @contextmanager
-def writing(store: Path, what: str, wait: float = WAIT) -> Iterator[None]:
+def writing(store: Path, what: str, wait: float | None = None) -> Iterator[None]:
     """Hold the lock of ``store`` while the block runs; ``what`` is told to whoever meets it.
 
-    Waits up to ``wait`` seconds. Raises LockedError, naming the holder and since when, ArtefactError when the folder
-    cannot be written.
+    Waits up to ``wait`` seconds, ten where it is None. Raises LockedError, naming the holder and since when,
+    ArtefactError when the folder cannot be written.
     """
     with artefact.disk_errors(store / FILE):
         store.mkdir(parents=True, exist_ok=True)
         handle = os.open(store / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        _acquire(handle, store, time.monotonic() + wait)
+        _acquire(handle, store, time.monotonic() + (WAIT if wait is None else wait))
         _sign(handle, what)
         try:
             yield

@@ -9,9 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +23,7 @@ from skumatch.gallery_versions import prune
 from tests.skumatch.crash_operations import OPERATIONS
 from tests.skumatch.crash_trials import Bench, Kill, judge, left_over
 from tests.skumatch.crash_worker import ROOT
-from tests.skumatch.gallery_oracle import fingerprint, quick_disk, views_of
+from tests.skumatch.gallery_oracle import fingerprint, views_of
 
 TRIALS = 130
 HOLD = """
@@ -58,16 +56,6 @@ for step in range(12):
     gallery = add_views(gallery, views_of([f"one-{step}", f"two-{step}"], 3_000 + 10 * step))
     print(gallery.version, flush=True)
 """
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    """Return a prepared store and a worker."""
-    with tempfile.TemporaryDirectory(dir=quick_disk()) as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SKUMATCH_CACHE", f"{folder}/cache")
-        (Path(folder) / "stores").mkdir()
-        with Bench(Path(folder) / "stores") as bench:
-            yield bench
 
 
 def started(text: str, *arguments: Path) -> subprocess.Popen[str]:

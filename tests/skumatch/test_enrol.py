@@ -195,7 +195,7 @@ def test_what_was_embedded_is_kept_when_another_writer_holds_the_lock(
     rows: list[Row], fresh: list[Row], encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery = build(tmp_path / "g", rows, encoder)
-    monkeypatch.setattr(lock.writing.__wrapped__, "__defaults__", (0.0,))  # type: ignore[attr-defined]
+    monkeypatch.setattr(lock, "WAIT", 0.0)
     with lock.writing(tmp_path / "g", "other"), pytest.raises(LockedError, match="other"):
         extend_gallery(gallery, Supply.of(fresh), encoder, PIPELINE)
     again = Watched(encoder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,19 +14,9 @@ from skumatch.gallery_versions import prune
 from skumatch.segment import NewView
 from tests.skumatch.crash_trials import Bench, judge
 from tests.skumatch.faulty_disk import CannotTrace, Fault, calls_in, run_under
-from tests.skumatch.gallery_oracle import HashEncoder, World, difference, quick_disk, views_of
+from tests.skumatch.gallery_oracle import HashEncoder, World, difference, views_of
 
 EVERY = 4  # of the many calls that are alike, one in so many is made to fail
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    """Return a prepared store and a worker."""
-    with tempfile.TemporaryDirectory(dir=quick_disk()) as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SKUMATCH_CACHE", f"{folder}/cache")
-        (Path(folder) / "stores").mkdir()
-        with Bench(Path(folder) / "stores") as bench:
-            yield bench
 
 
 @pytest.mark.parametrize(

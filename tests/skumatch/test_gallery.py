@@ -17,25 +17,9 @@ from skumatch.errors import ArtefactError, GalleryError, SpecMismatch
 from skumatch.gallery import Gallery, open_gallery, open_version
 from skumatch.gallery_changes import add_views, create, create_from, remove_skus, remove_views, set_facts, write_segment
 from skumatch.segment import NewView, columns
-from skumatch.spec import Vectors
+from tests.skumatch.made_up import unit, views
 
 FACTORY = Callable[[int], Encoder]
-
-
-def unit(rng: np.random.Generator, count: int) -> Vectors:
-    rows = rng.normal(size=(count, 32))
-    result: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return result
-
-
-def views(rng: np.random.Generator, skus: Sequence[str]) -> list[NewView]:
-    """Return a made-up view for each of ``skus``; source and thumbnail are unique to it."""
-    vectors = unit(rng, len(skus))
-    marks = rng.integers(0, 1 << 60, len(skus)).tolist()
-    return [
-        NewView(sku, f"shelf/{mark}.jpg", f"{mark:064x}", b"\xff\xd8" + str(mark).encode(), vector)
-        for sku, mark, vector in zip(skus, marks, vectors, strict=True)
-    ]
 
 
 def flip(path: Path, position: int) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +17,10 @@ from skumatch.gallery import Gallery, open_gallery
 from skumatch.gallery_changes import add_views, create_from, remove_skus, remove_views, replace_views, set_facts
 from skumatch.gallery_versions import rollback
 from skumatch.segment import NewView
-from skumatch.spec import Vectors
+from tests.skumatch.made_up import unit, views
 
 FACTORY = Callable[[int], Encoder]
 ODD = ["", " ", "a\0b", "\N{SNOWMAN}", "e\u0301", "\u00e9", "x" * 100_000, "line\nbreak", "../up"]
-
-
-def unit(rng: np.random.Generator, count: int) -> Vectors:
-    rows = rng.normal(size=(count, 32))
-    result: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return result
-
-
-def views(rng: np.random.Generator, skus: Sequence[str]) -> list[NewView]:
-    """Return a made-up view for each of ``skus``; source and thumbnail are unique to it."""
-    vectors = unit(rng, len(skus))
-    marks = rng.integers(0, 1 << 60, len(skus)).tolist()
-    return [
-        NewView(sku, f"shelf/{mark}.jpg", f"{mark:064x}", b"\xff\xd8" + str(mark).encode(), vector)
-        for sku, mark, vector in zip(skus, marks, vectors, strict=True)
-    ]
 
 
 def same(gallery: Gallery, oracle: dict[int, NewView], rng: np.random.Generator) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +16,13 @@ from skumatch.encoder import Encoder
 from skumatch.errors import ArtefactError, GalleryError
 from skumatch.gallery import Gallery, open_gallery
 from skumatch.gallery_changes import add_views, create_from, remove_skus, remove_views, set_facts, write_segment
-from skumatch.gallery_versions import Difference, diff, log, prune, rollback, verify, version_of
+from skumatch.gallery_state import read_version
+from skumatch.gallery_versions import Difference, diff, log, prune, rollback, verify
 from skumatch.jobs import Job
-from skumatch.segment import NewView, columns
-from skumatch.spec import Vectors
+from skumatch.segment import columns
+from tests.skumatch.made_up import views
 
 FACTORY = Callable[[int], Encoder]
-
-
-def unit(rng: np.random.Generator, count: int) -> Vectors:
-    rows = rng.normal(size=(count, 32))
-    result: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return result
-
-
-def views(rng: np.random.Generator, skus: Sequence[str]) -> list[NewView]:
-    """Return a made-up view for each of ``skus``; source and thumbnail are unique to it."""
-    vectors = unit(rng, len(skus))
-    marks = rng.integers(0, 1 << 60, len(skus)).tolist()
-    return [
-        NewView(sku, f"shelf/{mark}.jpg", f"{mark:064x}", b"\xff\xd8" + str(mark).encode(), vector)
-        for sku, mark, vector in zip(skus, marks, vectors, strict=True)
-    ]
 
 
 @pytest.fixture
@@ -129,7 +114,7 @@ def test_going_back_to_what_is_broken_or_not_there(gallery: Gallery) -> None:
     store = gallery.store
     with pytest.raises(GalleryError, match="has no version 'v000009'"):
         rollback(store, "v000009")
-    segment = store / "segments" / version_of(store, "1").state.segments[0].name / "vectors.f32"
+    segment = store / "segments" / read_version(store / "v000001").state.segments[0].name / "vectors.f32"
     data = bytearray(segment.read_bytes())
     facts = segment.stat()
     data[40] ^= 1
@@ -158,7 +143,7 @@ def test_pruning_leaves_the_newest_the_current_and_what_they_need(gallery: Galle
     gone, freed = prune(store, 1)
     after = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     assert gone == ["v000001", "v000002", "v000003", "v000005"] and freed == before - after > 0
-    kept = [version_of(store, name).state for name in artefact.versions(store)]
+    kept = [read_version(store / name).state for name in artefact.versions(store)]
     assert [len(state.segments) for state in kept] == [2, 1]
     assert pieces(store) == {piece for state in kept for piece in state.pieces()}
     assert [opened.version for opened in verify(store, everything=True)] == ["v000004", again.version]
@@ -202,8 +187,8 @@ def test_verifying_reads_every_byte(gallery: Gallery) -> None:
     store = gallery.store
     assert [opened.version for opened in verify(store)] == ["v000004"]
     assert [len(opened) for opened in verify(store, everything=True)] == [8, 10, 8, 8]
-    old = version_of(store, "v000001").state.tables[0]
-    assert old not in version_of(store, "v000004").state.tables
+    old = read_version(store / "v000001").state.tables[0]
+    assert old not in read_version(store / "v000004").state.tables
     path = store / "tables" / old / "skus.parquet"
     path.write_bytes(path.read_bytes().replace(b"Acme", b"Akme"))
     assert [opened.version for opened in verify(store)] == ["v000004"]
