@@ -111,7 +111,7 @@ def run(
 
     with progress_bar("embedding", len(rows)) as progress:
         views, unreadable = embed_rows(rows, encoder, pipeline, progress)
-    report_failures(list(unreadable), "pictures")
+    report_failures(list(unreadable), "picture")
     found = examine(views, most)
     model = {"model": encoder.spec.name, "spec_digest": encoder.spec.digest}
     told = {**document(found), **model, **facts, "unreadable": list(unreadable)}

@@ -103,7 +103,7 @@ def fitted(
     kept = workspace.folder / "eval" / "vectors"
     with progress_bar("embedding", missing(rows, encoder, kept)) as progress:
         pool = embed_pool(rows, encoder, pipeline_of(workspace), kept, progress)
-    report_failures(list(pool.problems), "pictures")
+    report_failures(list(pool.problems), "picture")
     pool = asked_pool(pool, (*roles.queries, *roles.unknown), encoder, looked_up.views, pipeline_of(workspace))
     gallery, queries = pool.views(roles.gallery), pool.queries(roles.queries)
     target, seed = how

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from skumatch.words import counted, were
+
 if TYPE_CHECKING:
     from skumatch.embed import Pipeline, Progress
     from skumatch.encoder import Encoder
@@ -137,17 +139,19 @@ def progress_bar(what: str, total: int | None) -> Iterator[Progress]:
 
 
 def report_failures(failures: list[str], what: str, count: int | None = None) -> None:
-    """Print up to five unreadable files and how many there were (``count`` where not all are named)."""
+    """Print up to five unreadable files and how many there were (``count`` where not all are named); ``what``: one of
+    them, "view"."""
     for failure in failures[:5]:
         note(f"unreadable: {failure}")
     if failures:
-        note(f"{count or len(failures):,} {what} could not be read and were left out")
+        number = count or len(failures)
+        note(f"{counted(number, what)} could not be read and {were(number)} left out")
 
 
 def report_enrolled(enrolled: Enrolled, what: str) -> None:
     """Print what became of the pictures that were to be enrolled."""
     if enrolled.resumed:
-        note(f"went on after {enrolled.resumed:,} {what} of an interrupted run")
+        note(f"went on after {counted(enrolled.resumed, what)} of an interrupted run")
     report_failures(enrolled.failures, what, enrolled.unreadable)
     if enrolled.known:
-        note(f"{enrolled.known:,} {what} were in the gallery already")
+        note(f"{counted(enrolled.known, what)} {were(enrolled.known)} in the gallery already")

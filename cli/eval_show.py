@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from skumatch.words import counted
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -102,7 +104,8 @@ def _remarks(document: dict[str, Any]) -> Iterator[str]:
         what = "left out" if document["dropped_leaks"] else "counted; --drop-leaks leaves them out"
         yield f"{document['near_leaks']} queries are near-copies of a gallery view: {what}; see leaks.html"
     if document["unreadable"]:
-        yield f"{document['unreadable']} pictures could not be read, first: {document['unreadable_files'][0]}"
+        first = document["unreadable_files"][0]
+        yield f"{counted(document['unreadable'], 'picture')} could not be read, first: {first}"
     if document["queries_without_gallery_view"]:
         yield f"{document['queries_without_gallery_view']} queries show a SKU without any gallery view"
     for line in document["skipped"]:

@@ -74,7 +74,7 @@ def finetune(
     outcome = train(job, resume)
     if not _speaks():
         raise typer.Exit(130 if outcome.interrupted else 0)
-    report_failures(list(outcome.failures), "training pictures")
+    report_failures(list(outcome.failures), "training picture")
     _say(outcome, job)
     if outcome.current and out is None and (here().gallery_path / "CURRENT").exists():
         note("the gallery was built with another model: rebuild it with `skumatch gallery build`")

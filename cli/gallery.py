@@ -24,6 +24,7 @@ from skumatch.cli.common import (
     workspace_or_none,
 )
 from skumatch.cli.match import build_from
+from skumatch.words import counted
 
 if TYPE_CHECKING:
     from skumatch.enrol import Enrolled, Supply
@@ -46,8 +47,6 @@ def opened(asked: Path | None) -> Gallery:
 
 def size(gallery: Gallery) -> str:
     """Return "24 views of 6 SKUs"."""
-    from skumatch.gallery_changes import counted
-
     return f"{counted(len(gallery), 'view')} of {counted(len(gallery.skus), 'SKU')}"
 
 
@@ -145,7 +144,7 @@ def import_(
     A table without a column path changes facts alone. An interrupted import goes on when it is run again.
     """
     from skumatch.errors import GalleryError
-    from skumatch.gallery_changes import Change, apply, counted
+    from skumatch.gallery_changes import Change, apply
     from skumatch.gallery_import import has_pictures, import_exported, table_layer, table_supply
 
     store = gallery_path(workspace_or_none(), gallery)
@@ -233,6 +232,6 @@ def _enrol(
     except KeyboardInterrupt:
         note("what was embedded is kept: the same command goes on from there")
         raise
-    report_enrolled(enrolled, "pictures")
+    report_enrolled(enrolled, "picture")
     done(enrolled.gallery)
     return enrolled.gallery

@@ -23,6 +23,7 @@ from skumatch.cli.common import (
     workspace_or_none,
 )
 from skumatch.cli.gallery import done, opened, size, upkeep
+from skumatch.words import counted
 
 if TYPE_CHECKING:
     from skumatch.gallery import Gallery
@@ -44,7 +45,6 @@ def _store(asked: Path | None) -> Path:
 
 def log(gallery: GalleryOption = None, as_json: AsJson = False) -> None:
     """Show what happened to the gallery, newest first; the current version is marked with a star."""
-    from skumatch.gallery_changes import counted
     from skumatch.gallery_versions import log as versions
 
     lines = versions(_store(gallery))
@@ -101,7 +101,6 @@ def prune(
     gallery: GalleryOption = None,
 ) -> None:
     """Remove old versions, and files that no version needs any more."""
-    from skumatch.gallery_changes import counted
     from skumatch.gallery_versions import prune as clear
 
     gone, freed = clear(_store(gallery), keep, unfinished)
@@ -229,7 +228,6 @@ def rebuild(
 
     An interrupted rebuild goes on when it is run again.
     """
-    from skumatch.gallery_changes import counted
     from skumatch.gallery_index import build_index, due
     from skumatch.gallery_rebuild import rebuild as embed_again
 
@@ -244,10 +242,10 @@ def rebuild(
         note("what was embedded is kept: the same command goes on from there")
         raise
     if made.resumed:
-        note(f"went on after {made.resumed:,} views of an interrupted run")
+        note(f"went on after {counted(made.resumed, 'view')} of an interrupted run")
     if made.from_thumbs:
         note(f"embedded from the thumbnail, the file being gone or changed: {counted(made.from_thumbs, 'view')}")
-    report_failures(made.failures, "views", made.left_out or None)
+    report_failures(made.failures, "view", made.left_out or None)
     held = made.gallery
     if due(held):
         with progress_bar("indexing", len(held)) as progress:

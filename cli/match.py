@@ -204,5 +204,5 @@ def build_from(workspace: Workspace, encoder: Encoder, store: Path, filters: dic
     note(f"building the gallery {store} from split {dataset.gallery_split}: {len(rows):,} views")
     with progress_bar("gallery", len(rows)) as progress:
         enrolled = build_gallery(store, Supply.of(rows), encoder, pipeline_of(workspace), progress)
-    report_enrolled(enrolled, "views")
+    report_enrolled(enrolled, "view")
     return enrolled.gallery

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from skumatch.eval import report_words as words
-from skumatch.eval.report_words import Figures, counted, percent, points, real
+from skumatch.eval.report_words import Figures, percent, points, real
+from skumatch.words import counted
 
 WIDE = 0.10  # width of the top-1 interval from which more queries are asked for
 SPARSE = 3  # queries of a SKU from which "none was right" points at its labels or views

@@ -8,8 +8,9 @@ from skumatch.eval import report_words as words
 from skumatch.eval.canvas import Axis
 from skumatch.eval.html import Markup, folded, picture, section, strip, table, text
 from skumatch.eval.report_sections import charts
-from skumatch.eval.report_words import Figures, counted, percent, real
+from skumatch.eval.report_words import Figures, percent, real
 from skumatch.eval.svg import Series, lines
+from skumatch.words import counted
 
 ALL = 2000  # SKUs in the folded table
 GROUPS = 30  # look-alike groups shown

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skumatch.eval.html import Markup, anchor, picture, section, strip, table, text
-from skumatch.eval.report_words import Figures, counted, percent, real
+from skumatch.eval.report_words import Figures, percent, real
+from skumatch.words import counted
 
 SIDE = 224  # pixels: shown at a half to two thirds of that, sharp on a phone
 EXAMPLES = 3  # pictures of a bad SKU

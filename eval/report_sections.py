@@ -12,8 +12,9 @@ from skumatch.eval import report_words as words
 from skumatch.eval.advice import Advice, advise
 from skumatch.eval.canvas import Axis
 from skumatch.eval.html import folded, section, table, text
-from skumatch.eval.report_words import Figures, counted, interval, percent, points, real
+from skumatch.eval.report_words import Figures, interval, percent, points, real
 from skumatch.eval.svg import Interval, intervals
+from skumatch.words import counted
 
 COMPARED = 3  # baselines that stand under the headline figure
 OPEN = 6  # pieces of advice that are open at first

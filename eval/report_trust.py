@@ -9,8 +9,9 @@ from skumatch.eval import report_words as words
 from skumatch.eval.canvas import Axis
 from skumatch.eval.html import section, table, text
 from skumatch.eval.report_sections import charts
-from skumatch.eval.report_words import Figures, counted, interval, percent, real
+from skumatch.eval.report_words import Figures, interval, percent, real
 from skumatch.eval.svg import Bin, Group, Series, histogram, lines, reliability
+from skumatch.words import counted
 
 
 def decisions(document: Figures) -> str:

@@ -103,10 +103,3 @@ def per_sku(document: Figures) -> list[tuple[str, int, float]]:
     held = document.get("per_sku") or {}
     rows = [(str(sku), int(one["queries"]), float(one["top1"])) for sku, one in held.items()]
     return sorted(rows, key=lambda row: (row[2], -row[1], row[0]))
-
-
-def counted(number: int, noun: str) -> str:
-    """Return ``number`` with its noun, in the plural where it is not 1."""
-    if number == 1:
-        return f"1 {noun}"
-    return f"{number:,} {noun[:-1] + 'ies' if noun.endswith('y') else noun + 's'}"

@@ -48,6 +48,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ArtefactError(f"no space left while writing {path}", "free some space and run it again") from error
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            what = f"too many files are open to write {path}"
+            raise ArtefactError(what, "raise the limit (`ulimit -n`) and run it again") from error
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):
+            what = f"{path} cannot be locked ({error.strerror})"
+            raise ArtefactError(what, "use a file system with locks, such as a local disk") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST):
             raise ArtefactError(f"cannot write {path} ({error.strerror})", "check the folder's permissions") from error
         raise

@@ -24,12 +24,13 @@ from skumatch.embed import Pipeline, Progress, no_progress
 from skumatch.encoder import Encoder
 from skumatch.errors import GalleryError, ImageError
 from skumatch.gallery import Gallery
-from skumatch.gallery_changes import Change, apply, counted, create, write_segment
+from skumatch.gallery_changes import Change, apply, create, write_segment
 from skumatch.gallery_state import PENDING, SEGMENTS
 from skumatch.jobs import Job, open_job
 from skumatch.readers_common import safe_text
 from skumatch.segment import NewView, Segment, columns, describe
 from skumatch.sku_table import TITLE, LayerBuilder
+from skumatch.words import counted
 
 if TYPE_CHECKING:
     from pyarrow import Table

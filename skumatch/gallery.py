@@ -253,12 +253,14 @@ class SkuTableView:
         return self.table.facts(sku)
 
     def codes(self, filters: Mapping[str, str]) -> Ids:
-        """Return the codes of the SKUs whose columns equal ``filters``, ascending.
+        """Return the codes of the SKUs whose columns equal ``filters``, ascending; "" is what nothing is known of.
 
         Raises GalleryError for an unknown column, or where no SKU is like that.
         """
         others = {name: value for name, value in filters.items() if name != SKU}
-        found = self._skus.codes(self.table.matching(others)) if others else np.arange(len(self._skus), dtype=np.int32)
+        found = self._skus.codes(self.table.matching(others)) if others else np.arange(len(self._skus))
+        if others and not any(others.values()):
+            found = np.concatenate([found, np.flatnonzero(self._rows < 0)])
         if SKU in filters:
             found = found[found == self._skus.code(filters[SKU])]
         chosen: Ids = np.sort(found[found >= 0]).astype(np.int64)

@@ -35,6 +35,7 @@ from skumatch.segment import NewView, SegmentWriter, Views, columns, segment_nam
 from skumatch.sku_table import Facts, layer_of, merge, read_layer, write_layer
 from skumatch.spec import Ids, Spec
 from skumatch.view_directory import member
+from skumatch.words import counted
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -53,11 +54,6 @@ class Change:
     segments: tuple[tuple[str, int], ...] = ()
     remove: Ids = field(default_factory=lambda: NO_IDS)
     layer: Table | None = None
-
-
-def counted(number: int, noun: str) -> str:
-    """Return "1 view", "2 views"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def write_segment(store: Path, dim: int, batches: Iterable[Views], with_ids: bool = False) -> tuple[str, int]:

@@ -20,7 +20,7 @@ from skumatch.dataset import Row
 from skumatch.enrol import KnownViews, Supply
 from skumatch.errors import DataError, GalleryError, SpecMismatch
 from skumatch.gallery import Gallery
-from skumatch.gallery_changes import Change, apply, counted, create, write_segment
+from skumatch.gallery_changes import Change, apply, create, write_segment
 from skumatch.gallery_export import BLOCK, FACTS, FORMAT, VECTORS, VIEWS
 from skumatch.gallery_export import ROWS as VIEW_ROWS
 from skumatch.readers_common import safe_text
@@ -28,6 +28,7 @@ from skumatch.readers_tables import TABLE_SUFFIXES, Table, read_table
 from skumatch.segment import Views
 from skumatch.sku_table import SKU, LayerBuilder
 from skumatch.spec import Spec
+from skumatch.words import counted
 
 if TYPE_CHECKING:
     from pyarrow import Table as Layer

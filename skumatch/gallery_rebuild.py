@@ -21,12 +21,13 @@ from skumatch.encoder import Encoder
 from skumatch.enrol import CHUNK, LISTED
 from skumatch.errors import GalleryError
 from skumatch.gallery import Gallery, open_gallery
-from skumatch.gallery_changes import counted, publish, write_segment
+from skumatch.gallery_changes import publish, write_segment
 from skumatch.gallery_state import PENDING, SEGMENTS, Pieces, SegmentUse, State
 from skumatch.jobs import open_job
 from skumatch.segment import Segment, Views
 from skumatch.spec import Ids, Vectors
 from skumatch.view_directory import member
+from skumatch.words import counted
 
 READ_AHEAD = 32  # views whose files are read at a time
 NO_IDS: Ids = np.empty(0, np.int64)

@@ -32,7 +32,7 @@ def writing(store: Path, what: str, wait: float | None = None) -> Iterator[None]
     """Hold the lock of ``store`` while the block runs; ``what`` is told to whoever meets it.
 
     Waits up to ``wait`` seconds, ten where it is None. Raises LockedError, naming the holder and since when,
-    ArtefactError when the folder cannot be written.
+    ArtefactError when the folder cannot be written or locked.
     """
     with artefact.disk_errors(store / FILE):
         store.mkdir(parents=True, exist_ok=True)
@@ -53,10 +53,11 @@ def writing(store: Path, what: str, wait: float | None = None) -> Iterator[None]
 def preparing(store: Path) -> Iterator[None]:
     """Keep what the block writes into ``store`` from being cleared away before it is published.
 
-    Any number of processes may prepare at a time. Raises ArtefactError when the folder cannot be written.
+    Any number of processes may prepare at a time. Raises ArtefactError when the folder cannot be written or locked.
     """
     with _shared(store) as handle:
-        fcntl.flock(handle, fcntl.LOCK_SH)
+        with artefact.disk_errors(store / SHARED):
+            fcntl.flock(handle, fcntl.LOCK_SH)
         yield
 
 
@@ -64,14 +65,7 @@ def preparing(store: Path) -> Iterator[None]:
 def idle(store: Path) -> Iterator[bool]:
     """Yield whether nobody is preparing anything, and let nobody begin while the block runs."""
     with _shared(store) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
-        except OSError as error:
-            if error.errno not in _BUSY:
-                raise
-            alone = False
-        yield alone
+        yield _taken(handle, store / SHARED)
 
 
 @contextmanager
@@ -86,16 +80,22 @@ def _shared(store: Path) -> Iterator[int]:
 
 
 def _acquire(handle: int, store: Path, until: float) -> None:
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError as error:
-            if error.errno not in _BUSY:
-                raise
+    while not _taken(handle, store / FILE):
         if time.monotonic() >= until:
             raise LockedError(f"{store} is being written by {_holder(store)}", "wait for it to end, then run it again")
         time.sleep(_PAUSE)
+
+
+def _taken(handle: int, path: Path) -> bool:
+    """Take the lock ``handle`` of ``path`` for oneself; return whether nobody else held it."""
+    with artefact.disk_errors(path):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _BUSY:
+                raise
+            return False
+    return True
 
 
 def _sign(handle: int, what: str) -> None:

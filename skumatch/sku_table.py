@@ -92,7 +92,8 @@ class SkuTable:
     def matching(self, filters: Mapping[str, str]) -> Array:
         """Return the SKUs (Arrow array) whose columns equal all of ``filters``.
 
-        Raises GalleryError for an unknown column, or, naming the nearest values, where no SKU is like that.
+        Raises GalleryError for an unknown column, or, naming the nearest values, where no SKU is like that. Where only
+        empty cells are asked for there may be none: of SKUs that are not in the table nothing is known either.
         """
         import pyarrow.compute as pc
 
@@ -101,7 +102,7 @@ class SkuTable:
             self._require(name)
             mask = pc.and_(mask, pc.equal(pc.fill_null(self.table[name], ""), arrow.findable([value])[0]))
         found = self.table[SKU].filter(mask).combine_chunks()
-        if not len(found):
+        if not len(found) and any(filters.values()):
             asked = ", ".join(f"{name}={value}" for name, value in filters.items())
             raise GalleryError(f"no SKU has {asked}", f"nearest values are {'; '.join(self._near(filters))}")
         return found

@@ -57,7 +57,7 @@ def test_an_unreadable_picture_is_reported(skumatch: Skumatch, mislabelled: Path
     (mislabelled / "store/train/sku-1/1.png").write_bytes(b"broken")
     ran = skumatch(*AUDIT, "--device", "cpu")
     assert ran.code == 0
-    assert "1 pictures could not be read" in ran.err
+    assert "1 picture could not be read" in ran.err
     assert "sku-1/1.png" in json.loads((mislabelled / "audit" / "audit.json").read_text())["unreadable"][0]
 
 

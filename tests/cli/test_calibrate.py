@@ -222,7 +222,7 @@ def test_an_unreadable_picture_is_reported(skumatch: Skumatch, tuned: Path) -> N
     ran = skumatch("calibrate", *FAR, *CPU)
     assert ran.code == 0 and "39 crops of 8 known SKUs" in ran.out
     assert f"unreadable: {Path('shop/val') / trained[0] / '9.png'}" in ran.err.replace(f"{tuned}/", "")
-    assert "1 pictures could not be read and were left out" in ran.err
+    assert "1 picture could not be read and was left out" in ran.err
 
 
 def test_a_rate_that_so_few_crops_cannot_show_is_said(skumatch: Skumatch, tuned: Path) -> None:

@@ -180,7 +180,7 @@ def test_an_unreadable_query_is_reported(skumatch: Skumatch, workspace: Path) ->
     for _ in range(2):  # embedded, then from the vectors that were kept
         ran = skumatch(*EVAL, "--protocol", "closed")
         assert ran.code == 0
-        assert "1 pictures could not be read" in ran.out and "4.png" in ran.out
+        assert "1 picture could not be read" in ran.out and "4.png" in ran.out
         document = figures(workspace / "eval")
         assert (document["queries"], document["unreadable"]) == (11, 1)
 

@@ -46,7 +46,7 @@ def test_views_are_added_matched_and_removed(skumatch: Skumatch, workspace: Path
     assert (best["sku"], best["score"]) == ("brand-new", pytest.approx(1, abs=1e-4))
     again = skumatch("gallery", "add", "brand-new", "new.png", *CPU)
     assert again.code == 0
-    assert "1 pictures were in the gallery already" in again.err
+    assert "1 picture was in the gallery already" in again.err
     assert skumatch("gallery", "remove", "brand-new").code == 0
     assert counts(skumatch) == {f"sku-{n}": 4 for n in range(6)}
     assert Path("new.png").exists()
@@ -62,7 +62,7 @@ def test_an_unreadable_view_is_reported(skumatch: Skumatch, workspace: Path) -> 
     (workspace / "shop/train/sku-0/0.png").write_bytes(b"broken")
     ran = skumatch("gallery", "build", *CPU)
     assert ran.code == 0
-    assert "1 views could not be read" in ran.err
+    assert "1 view could not be read" in ran.err
     assert counts(skumatch)["sku-0"] == 3
 
 
@@ -113,7 +113,7 @@ def test_a_table_is_imported(skumatch: Skumatch, workspace: Path) -> None:
     ran = skumatch("gallery", "import", named, *CPU)
     assert ran.code == 0, ran.err
     assert ran.out.endswith("v000002: 27 views of 7 SKUs\n") and "none.png" in ran.err
-    assert "1 pictures could not be read" in ran.err
+    assert "1 picture could not be read" in ran.err
     assert counts(skumatch)["sku-0"] == 5 and facts_of(skumatch)["fresh"] == {"brand": "arla"}
     again = skumatch("gallery", "import", named, *CPU)
     assert "3 pictures were in the gallery already" in again.err and "27 views" in again.out

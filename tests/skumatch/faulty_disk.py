@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.skumatch.crash_worker import Ended, Worker
 
-CALLS = "openat,mkdir,write,pwrite64,writev,ftruncate,fsync,rename,unlink,unlinkat,rmdir"
+CALLS = "openat,flock,mkdir,write,pwrite64,writev,ftruncate,fsync,rename,unlink,unlinkat,rmdir"
 PATIENCE = 20.0  # seconds until strace must have taken hold
 _LINE = re.compile(r"^(\d+) +(\w+)\((.*)$")
 

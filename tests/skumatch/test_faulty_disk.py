@@ -16,6 +16,7 @@ from tests.skumatch.crash_trials import Bench, judge
 from tests.skumatch.faulty_disk import CannotTrace, Fault, calls_in, run_under
 from tests.skumatch.gallery_oracle import HashEncoder, World, difference, views_of
 
+OPEN_FILES, LOCKS = "EMFILE", "EOPNOTSUPP"  # too many files are open; the file system has no locks
 EVERY = 4  # of the many calls that are alike, one in so many is made to fail
 
 
@@ -74,7 +75,16 @@ def chosen(calls: list[tuple[str, int, str]], operation: str) -> Iterator[Fault]
         reads = call == "openat" and "O_CREAT" not in what
         if (reads or call == "write") and operation != "remove" and place % EVERY:
             continue
-        yield Fault(call, number, "EIO" if reads or place % 2 else "ENOSPC", what)
+        yield Fault(call, number, error_of(call, reads, place), what)
+
+
+def error_of(call: str, reads: bool, place: int) -> str:
+    """Return the error that a call may really meet, now this, now that."""
+    if call == "flock":
+        return LOCKS
+    if call == "openat" and place % 3 == 0:
+        return OPEN_FILES
+    return "EIO" if reads or place % 2 else "ENOSPC"
 
 
 @pytest.mark.slow

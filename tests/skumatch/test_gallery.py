@@ -140,6 +140,8 @@ def test_filters_choose_skus_that_have_a_view(gallery: Gallery) -> None:
 
     assert chosen(brand="Acme") == ["a", "b"] and chosen(brand="Acme", sku="b") == ["b"] and chosen(sku="d") == ["d"]
     assert chosen(title="Elderflower") == ["e"] and chosen() == list("abcde")
+    assert chosen(brand="") == ["c", "d", "e"] and chosen(brand="", title="") == ["c", "d"]  # nothing known of c, d
+    assert chosen(brand="", title="Elderflower") == ["e"] and chosen(brand="", sku="d") == ["d"]
     with pytest.raises(GalleryError, match=r"no SKU with a view has brand=Nobody - see `skumatch gallery list`"):
         chosen(brand="Nobody")
     for filters in ({"sku": "new"}, {"sku": "caf\udce9"}, {"sku": "c", "brand": "Acme"}):

@@ -109,6 +109,7 @@ def test_filters(tmp_path: Path) -> None:
         ({"brand": "Acme"}, ["a", "b"]),
         ({"brand": "Acme", "store": "2"}, ["b"]),
         ({"brand": ""}, ["d"]),
+        ({"brand": "", "store": ""}, []),
         ({"sku": "c"}, ["c"]),
         ({}, ["a", "b", "c", "d"]),
     ]
