@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,14 +257,20 @@ class Batch:
         return Batch(*(t.pin_memory() for t in vars(self).values()))
 
 
-def ahead(batches: Iterator[T]) -> Iterator[T]:
-    """Yield ``batches``, each made on a thread of its own while the one before is used."""
+def ahead(batches: Iterator[T]) -> Generator[T, None, None]:
+    """Yield ``batches``, each made on a thread of its own while the one before is used.
+
+    An iterator that is dropped waits for nothing: see ``embed.ordered_batches``.
+    """
     done = object()
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
+    try:
         coming = thread.submit(next, batches, done)
         while (batch := coming.result()) is not done:
             coming = thread.submit(next, batches, done)
             yield cast(T, batch)
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _canvas(image: NDArray[np.uint8], side: int, quality: int | None) -> NDArray[np.uint8]:

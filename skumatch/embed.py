@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -145,26 +145,27 @@ class Pipeline:
 
 def ordered_batches(
     items: Iterable[S], work: Callable[[S], R], batch: int, workers: int
-) -> Iterator[tuple[list[S], list[R]]]:
+) -> Generator[tuple[list[S], list[R]], None, None]:
     """Run ``work`` on threads and yield (items, results) in batches, in order, at most three batches ahead.
 
     The threads step back for the caller's: an engine on the same cores, whose threads wait for one another, loses more
-    by a core that is taken from it than the work gains.
+    by a core that is taken from it than the work gains. An iterator that is closed or dropped cancels what has not
+    begun and waits for nothing: the garbage collector may drop it on one of these very threads, or in the midst of
+    starting another.
     """
     stream = iter(items)
     waiting: deque[tuple[S, Future[R]]] = deque()
-    with ThreadPoolExecutor(workers, initializer=_step_back) as pool:
-        try:
-            while True:
-                for item in islice(stream, 3 * batch - len(waiting)):
-                    waiting.append((item, pool.submit(work, item)))
-                if not waiting:
-                    return
-                group = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
-                yield [item for item, _ in group], [future.result() for _, future in group]
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    pool = ThreadPoolExecutor(workers, initializer=_step_back)
+    try:
+        while True:
+            for item in islice(stream, 3 * batch - len(waiting)):
+                waiting.append((item, pool.submit(work, item)))
+            if not waiting:
+                return
+            group = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
+            yield [item for item, _ in group], [future.result() for _, future in group]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _step_back() -> None:

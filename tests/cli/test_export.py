@@ -73,6 +73,7 @@ def test_beyond_the_limits_is_exit_code_1_and_not_the_default(
     assert skumatch(*EXPORT, "--precision", "fp16", "--no-gate").code == 0
 
 
+@pytest.mark.slow
 def test_whole_pictures(skumatch: Skumatch, workspace: Path) -> None:
     ran = skumatch(*EXPORT, "--with-resize", "--out", "app")
     assert ran.code == 0, ran.err
@@ -96,6 +97,7 @@ def test_the_text_tower_and_its_tokenizer(skumatch: Skumatch, store: Path, monke
     }
 
 
+@pytest.mark.slow
 def test_triton_gets_a_repository(skumatch: Skumatch, workspace: Path) -> None:
     ran = skumatch(*EXPORT, "--format", "triton", "--out", "triton")
     assert ran.code == 0, ran.err
@@ -121,6 +123,7 @@ def test_what_cannot_be_is_one_line(skumatch: Skumatch, workspace: Path, argumen
     assert ran.code == 2 and len(ran.errors) == 1 and said in ran.errors[0], ran.err
 
 
+@pytest.mark.slow
 def test_without_test_crops_vectors_alone_are_compared(skumatch: Skumatch, workspace: Path) -> None:
     shutil.rmtree(workspace / "shop" / "test")
     ran = skumatch(*EXPORT)

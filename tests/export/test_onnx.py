@@ -77,6 +77,7 @@ def test_vectors_are_those_of_torch_at_any_batch(name: str, tmp_path: Path) -> N
     assert other.encode(batch[:0]).shape == (0, encoder.spec.dim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
 def test_hugging_face_encoders_export_too(kind: str, hf_folder: Path, tmp_path: Path) -> None:
     encoder = TorchEncoder(build(ModelSource(f"hf:{hf_folder / kind}")), device="cpu")
@@ -106,6 +107,7 @@ def test_a_guarded_encoder_brings_the_rows_to_ask_with(tmp_path: Path) -> None:
     assert not np.allclose(asked, rows, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_fp16_is_half_as_large_and_close(tmp_path: Path) -> None:
     encoder = TorchEncoder(build(SOURCES["open_clip transformer"]), device="cpu")
     model = to_onnx(encoder, encoder.spec, {})

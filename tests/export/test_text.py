@@ -124,10 +124,12 @@ def check(encoder: TorchEncoder) -> None:
     assert not np.allclose(expected[0], expected[1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_open_clips_text_tower(tiny: TorchEncoder) -> None:
     check(tiny)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_hugging_faces_text_towers(kind: str, hf_folder: Path, tmp_path: Path) -> None:
     check(hugging_face(kind, hf_folder, tmp_path))

@@ -139,6 +139,7 @@ def test_the_second_epoch_opens_no_picture(patterns: Path, tmp_path: Path, opene
     assert made.name.endswith("-32")
 
 
+@pytest.mark.slow
 def test_the_same_model_comes_of_a_cache_that_is_full_and_of_one_that_fills(patterns: Path, tmp_path: Path) -> None:
     recipe = recipe_from({**RECIPE, "compute": {"cache": True}})
     job = Job(open_dataset(patterns), TINY, recipe, tmp_path / "out", "cpu")

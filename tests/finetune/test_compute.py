@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def test_parts_of_a_batch_have_the_losses_of_the_whole(
     assert np.abs(whole - parts).max() < 1e-4 and np.ptp(whole) > 0.01
 
 
+@pytest.mark.slow
 def test_titles_are_contrasted_with_the_whole_batch(patterns: Path, tmp_path: Path) -> None:
     recipe = {"objectives": {"arcface": 1.0, "clip": 1.0}, "epochs": 1}
     whole, parts = (losses(patterns, tmp_path / str(n), CLIP, recipe, accumulate=n) for n in (1, 4))
@@ -85,6 +87,7 @@ def test_standing_norms_normalise_by_the_batch_and_remember_nothing() -> None:
     assert not all(torch.equal(image.state_dict()[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [VIT, CLIP], ids=["timm", "open_clip"])
 def test_activations_computed_twice_are_the_same(source: ModelSource, patterns: Path, tmp_path: Path) -> None:
     plain, twice = (
@@ -153,6 +156,23 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(
     monkeypatch.setattr(TrainState, "clip_gradients", poisoned)
     with pytest.raises(ModelError, match=r"the gradient's norm is (inf|nan) in epoch 2, step 2, with .*png and 5 more"):
         finetune(job)
+
+
+def test_what_is_made_ahead_is_not_waited_for_when_it_is_dropped() -> None:
+    begun, going_on, ended = (threading.Event() for _ in range(3))
+
+    def batches() -> Iterator[int]:
+        yield 0
+        begun.set()
+        going_on.wait(10)
+        ended.set()
+
+    stream = ahead(batches())
+    assert next(stream) == 0 and begun.wait(10)
+    stream.close()
+    assert not ended.is_set()
+    going_on.set()
+    assert ended.wait(10)
 
 
 def test_what_is_made_ahead_comes_in_order_and_errors_come_through() -> None:

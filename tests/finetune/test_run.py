@@ -154,6 +154,7 @@ def test_a_run_may_be_stopped_twice(whole: tuple[str, Path], patterns: Path, tmp
 
 
 # A convolution net in channels_last, and a transformer (trained through a bf16 copy where the CPU has bf16).
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("timm:test_resnet", 32), ("open_clip:skumatch-tiny-96", None)])
 def test_other_networks_resume_exactly_too(patterns: Path, tmp_path: Path, name: str, size: int | None) -> None:
     source = ModelSource(name, random_init=True, size=size)

@@ -62,6 +62,28 @@ def test_at_most_three_batches_are_in_flight() -> None:
     assert most == 15
 
 
+def test_a_dropped_iterator_waits_for_nothing_on_whatever_thread() -> None:
+    """The collector may end it anywhere: on a thread of its own, or while one is being started."""
+    before, given, going_on, closed = threading.active_count(), *(threading.Event() for _ in range(3))
+
+    def work(item: int) -> int:
+        if item == 1:
+            given.wait(10)
+            stream.close()
+            closed.set()
+        elif item > 1:
+            going_on.wait(30)
+        return item
+
+    stream = ordered_batches(range(9), work, batch=1, workers=2)
+    assert next(stream) == ([0], [0])
+    given.set()
+    assert closed.wait(10) and not going_on.is_set()
+    assert next(stream, None) is None
+    going_on.set()
+    wait_for_threads(before)
+
+
 def test_vectors_are_those_of_the_pictures(patterns: Path, encoder: Encoder) -> None:
     paths = pictures(patterns)
     batches = list(Pipeline(batch=7, workers=3).embed(paths, encoder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ BAD = Parity("fp32", 10, 0.5, 0.9)
 FP32, INT8 = Way("onnx", "fp32", "model.onnx"), Way("onnx", "int8", "model.int8.onnx")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a store with a model that has an ONNX file which passed, and an int8 one which did not."""
     tower = build(ModelSource("timm:test_efficientnet", random_init=True, size=32))
-    root = tmp_path / "models"
+    root = tmp_path_factory.mktemp("original") / "models"
     save_bundle(root, tower, None, make_spec(tower), Contents({}, tower.model.state_dict()))
     encoder = open_encoder(root, "cpu")
     data = to_onnx(encoder, encoder.spec, {}).SerializeToString()
@@ -39,6 +40,12 @@ def store(tmp_path: Path) -> Path:
     lost = Parity("int8", 1000, 0.9, 0.95, Answers(1000, 0.9, 0.9, 0.8))
     publish(open_bundle(root), Made({"model.int8.onnx": data}, (INT8,)), {INT8.name: lost})
     return root
+
+
+@pytest.fixture
+def store(original: Path, tmp_path: Path) -> Path:
+    """Return a copy of that store, to be changed."""
+    return Path(shutil.copytree(original, tmp_path / "models", symlinks=True))
 
 
 def test_a_bundle_lists_its_exports(store: Path) -> None:

@@ -78,6 +78,7 @@ def store(tmp_path: Path, conv: TorchEncoder) -> Path:
     return tmp_path / "models"
 
 
+@pytest.mark.slow
 def test_bundles_open_without_a_network_and_answer_the_same(
     tmp_path: Path, hf_folder: Path, conv: TorchEncoder
 ) -> None:

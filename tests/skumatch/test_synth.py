@@ -40,6 +40,7 @@ def pixel_accuracy(queries: list[Image], gallery: list[Image]) -> float:
     return float(np.mean((rows[0] @ rows[1].T).argmax(1) == np.arange(len(queries))))
 
 
+@pytest.mark.slow
 def test_ids_are_distinct_safe_names_at_scale() -> None:
     skus = [pack.sku for pack in design_packs(100_000, 0)]
     assert len(set(skus)) == 100_000
