@@ -263,14 +263,17 @@ def ahead(batches: Iterator[T]) -> Generator[T, None, None]:
     An iterator that is dropped waits for nothing: see ``embed.ordered_batches``.
     """
     done = object()
-    thread = ThreadPoolExecutor(1)
+    thread, wait = ThreadPoolExecutor(1), True
     try:
         coming = thread.submit(next, batches, done)
         while (batch := coming.result()) is not done:
             coming = thread.submit(next, batches, done)
             yield cast(T, batch)
+    except GeneratorExit:
+        wait = False
+        raise
     finally:
-        thread.shutdown(wait=False, cancel_futures=True)
+        thread.shutdown(wait=wait, cancel_futures=True)
 
 
 def _canvas(image: NDArray[np.uint8], side: int, quality: int | None) -> NDArray[np.uint8]:

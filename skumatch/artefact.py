@@ -51,9 +51,6 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             what = f"too many files are open to write {path}"
             raise ArtefactError(what, "raise the limit (`ulimit -n`) and run it again") from error
-        if error.errno in (errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):
-            what = f"{path} cannot be locked ({error.strerror})"
-            raise ArtefactError(what, "use a file system with locks, such as a local disk") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST):
             raise ArtefactError(f"cannot write {path} ({error.strerror})", "check the folder's permissions") from error
         raise
@@ -75,6 +72,21 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def take_lock(handle: int, path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> bool:
+    """Take the kernel's lock (flock) on ``handle``, which is open on ``path``; return whether nobody else held it.
+
+    Raises ArtefactError where the file system has no locks.
+    """
+    try:
+        fcntl.flock(handle, how)
+    except (BlockingIOError, PermissionError):  # the second on some network file systems
+        return False
+    except OSError as error:
+        what = f"{path} cannot be locked ({error.strerror})"
+        raise ArtefactError(what, "use a file system with locks, such as a local disk") from error
+    return True
+
+
 def fsync_dir(folder: Path) -> None:
     """Make the entries of ``folder`` durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -93,12 +105,12 @@ def write_file(path: Path, data: bytes) -> None:
     with disk_errors(path):
         try:
             with temporary.open("wb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX)
+                take_lock(stream.fileno(), temporary)
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
                 temporary.replace(path)
-        except OSError:
+        except (OSError, ArtefactError):
             temporary.unlink(missing_ok=True)
             raise
         fsync_dir(path.parent)
@@ -137,12 +149,12 @@ def staged(parent: Path, name: str, by_content: bool = False) -> Iterator[Stage]
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Hold the kernel's lock on ``folder``: it tells a writer at work from one that died, in any container."""
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Hold the kernel's lock on ``folder`` and yield True, or False where somebody holds it: it tells a writer at work
+    from one that died, in any container."""
     handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield take_lock(handle, folder)
     finally:
         os.close(handle)
 
@@ -182,8 +194,8 @@ def remove_abandoned(parent: Path) -> int:
     for path in parent.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > _YOUNG:
-                with _claimed(path):
-                    freed += _discard(path)
+                with _claimed(path) as abandoned:
+                    freed += _discard(path) if abandoned else 0
     return freed
 
 

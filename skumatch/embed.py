@@ -149,13 +149,15 @@ def ordered_batches(
     """Run ``work`` on threads and yield (items, results) in batches, in order, at most three batches ahead.
 
     The threads step back for the caller's: an engine on the same cores, whose threads wait for one another, loses more
-    by a core that is taken from it than the work gains. An iterator that is closed or dropped cancels what has not
-    begun and waits for nothing: the garbage collector may drop it on one of these very threads, or in the midst of
-    starting another.
+    by a core that is taken from it than the work gains.
+
+    An error, of ``work`` or of ``items``, comes through when no thread works any more. An iterator that is closed or
+    dropped cancels what has not begun and waits for nothing: the garbage collector may drop it on one of these very
+    threads, or in the midst of starting another.
     """
     stream = iter(items)
     waiting: deque[tuple[S, Future[R]]] = deque()
-    pool = ThreadPoolExecutor(workers, initializer=_step_back)
+    pool, wait = ThreadPoolExecutor(workers, initializer=_step_back), True
     try:
         while True:
             for item in islice(stream, 3 * batch - len(waiting)):
@@ -164,8 +166,11 @@ def ordered_batches(
                 return
             group = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
             yield [item for item, _ in group], [future.result() for _, future in group]
+    except GeneratorExit:
+        wait = False
+        raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=wait, cancel_futures=True)
 
 
 def _step_back() -> None:

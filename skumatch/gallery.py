@@ -258,12 +258,9 @@ class SkuTableView:
         Raises GalleryError for an unknown column, or where no SKU is like that.
         """
         others = {name: value for name, value in filters.items() if name != SKU}
-        found = self._skus.codes(self.table.matching(others)) if others else np.arange(len(self._skus))
-        if others and not any(others.values()):
-            found = np.concatenate([found, np.flatnonzero(self._rows < 0)])
+        chosen: Ids = np.flatnonzero(self.table.matching(others, self._rows)).astype(np.int64)
         if SKU in filters:
-            found = found[found == self._skus.code(filters[SKU])]
-        chosen: Ids = np.sort(found[found >= 0]).astype(np.int64)
+            chosen = chosen[chosen == self._skus.code(filters[SKU])]
         if not len(chosen):
             asked = ", ".join(f"{name}={value}" for name, value in filters.items())
             raise GalleryError(f"no SKU with a view has {asked}", "see `skumatch gallery list` for those that have")

@@ -7,7 +7,6 @@ The locks are the kernel's (flock), so a killed process leaves none behind: ``LO
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -24,7 +23,6 @@ FILE = "LOCK"
 SHARED = "PREPARING"
 WAIT = 10.0  # seconds: a publication takes a fraction of one
 _PAUSE = 0.05
-_BUSY = (errno.EACCES, errno.EAGAIN)
 
 
 @contextmanager
@@ -56,8 +54,7 @@ def preparing(store: Path) -> Iterator[None]:
     Any number of processes may prepare at a time. Raises ArtefactError when the folder cannot be written or locked.
     """
     with _shared(store) as handle:
-        with artefact.disk_errors(store / SHARED):
-            fcntl.flock(handle, fcntl.LOCK_SH)
+        artefact.take_lock(handle, store / SHARED, fcntl.LOCK_SH)
         yield
 
 
@@ -65,7 +62,7 @@ def preparing(store: Path) -> Iterator[None]:
 def idle(store: Path) -> Iterator[bool]:
     """Yield whether nobody is preparing anything, and let nobody begin while the block runs."""
     with _shared(store) as handle:
-        yield _taken(handle, store / SHARED)
+        yield artefact.take_lock(handle, store / SHARED)
 
 
 @contextmanager
@@ -80,22 +77,10 @@ def _shared(store: Path) -> Iterator[int]:
 
 
 def _acquire(handle: int, store: Path, until: float) -> None:
-    while not _taken(handle, store / FILE):
+    while not artefact.take_lock(handle, store / FILE):
         if time.monotonic() >= until:
             raise LockedError(f"{store} is being written by {_holder(store)}", "wait for it to end, then run it again")
         time.sleep(_PAUSE)
-
-
-def _taken(handle: int, path: Path) -> bool:
-    """Take the lock ``handle`` of ``path`` for oneself; return whether nobody else held it."""
-    with artefact.disk_errors(path):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _BUSY:
-                raise
-            return False
-    return True
 
 
 def _sign(handle: int, what: str) -> None:

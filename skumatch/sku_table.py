@@ -14,6 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from skumatch import arrow, artefact
 from skumatch.errors import ArtefactError, ConfigError, GalleryError, nearest
 from skumatch.readers_common import safe_text
@@ -89,11 +92,11 @@ class SkuTable:
         self._require(name)
         return [value or "" for value in self.table[name].to_pylist()]
 
-    def matching(self, filters: Mapping[str, str]) -> Array:
-        """Return the SKUs (Arrow array) whose columns equal all of ``filters``.
+    def matching(self, filters: Mapping[str, str], places: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Return whether the cells of the SKUs in the rows ``places`` (N,) equal all of ``filters``, bool (N,).
 
-        Raises GalleryError for an unknown column, or, naming the nearest values, where no SKU is like that. Where only
-        empty cells are asked for there may be none: of SKUs that are not in the table nothing is known either.
+        -1 stands for a SKU of which nothing is known: all its cells are "". Raises GalleryError for an unknown column,
+        or, naming the nearest values, where no row is like that.
         """
         import pyarrow.compute as pc
 
@@ -101,11 +104,13 @@ class SkuTable:
         for name, value in filters.items():
             self._require(name)
             mask = pc.and_(mask, pc.equal(pc.fill_null(self.table[name], ""), arrow.findable([value])[0]))
-        found = self.table[SKU].filter(mask).combine_chunks()
-        if not len(found) and any(filters.values()):
+        unknown = not any(filters.values())
+        found = np.append(mask.to_numpy(), unknown)  # the last for the rows -1
+        if not found.any():
             asked = ", ".join(f"{name}={value}" for name, value in filters.items())
             raise GalleryError(f"no SKU has {asked}", f"nearest values are {'; '.join(self._near(filters))}")
-        return found
+        matches: NDArray[np.bool_] = found[places]
+        return matches
 
     def knows(self, layer: Table) -> bool:
         """Return whether all that ``layer`` says is known already: it would change nothing."""

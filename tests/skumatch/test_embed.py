@@ -84,6 +84,22 @@ def test_a_dropped_iterator_waits_for_nothing_on_whatever_thread() -> None:
     wait_for_threads(before)
 
 
+def test_an_error_comes_through_when_no_thread_works_any_more() -> None:
+    working, ended = threading.Event(), threading.Event()
+
+    def work(item: int) -> None:
+        if item == 0:
+            working.wait(10)
+            raise OSError("no space")
+        working.set()
+        time.sleep(0.3)
+        ended.set()
+
+    with pytest.raises(OSError, match="no space"):
+        next(ordered_batches(range(2), work, batch=1, workers=2))
+    assert ended.is_set()
+
+
 def test_vectors_are_those_of_the_pictures(patterns: Path, encoder: Encoder) -> None:
     paths = pictures(patterns)
     batches = list(Pipeline(batch=7, workers=3).embed(paths, encoder))

@@ -102,6 +102,7 @@ def test_any_call_that_fails_leaves_the_old_version(operation: str, bench: Bench
         if ended.error:
             refused += 1
             assert ended.error.startswith("ArtefactError: ") and str(store) in ended.error, (fault, ended.error)
+            assert ("cannot be locked" in ended.error) == (fault.call == "flock"), (fault, ended.error)
         assert state == ("old" if ended.error and f"{store}/CURRENT" not in ended.error else state), (fault, ended)
         assert state == "new" or ended.error, fault
     assert refused > 20

@@ -19,6 +19,7 @@ from skumatch.segment import NewView
 from skumatch.selection import Restricted, Selection, select
 from skumatch.spec import Ids, Vectors
 from skumatch.techniques import NEAREST, Technique
+from tests.skumatch.made_up import unit
 
 SKUS = 24
 TRIED = [
@@ -29,12 +30,6 @@ TRIED = [
     Technique("augment", neighbours=3),
     Technique("reciprocal", neighbours=4, candidates=20),
 ]
-
-
-def unit(rng: np.random.Generator, count: int) -> Vectors:
-    rows = rng.normal(size=(count, 32))
-    result: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return result
 
 
 def brand(sku: int) -> str:

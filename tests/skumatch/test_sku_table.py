@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from skumatch.errors import ArtefactError, ConfigError, GalleryError
@@ -15,6 +16,8 @@ from skumatch.sku_table import Facts, LayerBuilder, SkuTable, layer_of, merge, r
 SKUS = ["", "a", "A", "a\0b", "\N{SNOWMAN}", "line\nbreak", "x" * 5000]
 COLUMNS = ["title", "brand", "_forget_max", "forget", "title_last", "sku_last", "mit Leerzeichen", "\N{SNOWMAN}"]
 Oracle = dict[str, dict[str, str]]
+
+ALL = np.array([0, 1, 2, 3, -1], np.int32)  # rows, and a SKU of which nothing is known
 
 
 def table_of(store: Path, *layers: tuple[Facts, Sequence[str]]) -> SkuTable:
@@ -69,7 +72,7 @@ def test_nothing_known_is_a_table_without_rows(tmp_path: Path) -> None:
     for table in (SkuTable(tmp_path, []), table_of(tmp_path, ({}, ["a"]))):
         assert (table.columns, len(table), table.facts("a"), table.column("sku")) == (["sku"], 0, {}, [])
         with pytest.raises(GalleryError, match=r"has no column 'brand' - its columns are: sku$"):
-            table.matching({"brand": "x"})
+            table.matching({"brand": "x"}, ALL)
 
 
 def test_an_empty_cell_takes_back_and_a_missing_one_does_not(tmp_path: Path) -> None:
@@ -105,25 +108,28 @@ def test_filters(tmp_path: Path) -> None:
         "d": {"store": "2"},
     }
     table = table_of(tmp_path, (said, []))
-    asked: list[tuple[dict[str, str], list[str]]] = [
-        ({"brand": "Acme"}, ["a", "b"]),
-        ({"brand": "Acme", "store": "2"}, ["b"]),
-        ({"brand": ""}, ["d"]),
-        ({"brand": "", "store": ""}, []),
-        ({"sku": "c"}, ["c"]),
-        ({}, ["a", "b", "c", "d"]),
+    asked: list[tuple[dict[str, str], str]] = [
+        ({"brand": "Acme"}, "ab"),
+        ({"brand": "Acme", "store": "2"}, "b"),
+        ({"brand": ""}, "d-"),
+        ({"brand": "", "store": ""}, "-"),
+        ({"brand": "", "store": "2"}, "d"),
+        ({"sku": "c"}, "c"),
+        ({}, "abcd-"),
     ]
     for filters, expected in asked:
-        assert table.matching(filters).to_pylist() == expected
+        found = table.matching(filters, ALL)
+        assert found.dtype == bool and "".join(np.array(list("abcd-"))[found]) == expected
+        assert table.matching(filters, ALL[::-1]).tolist() == found[::-1].tolist()
     with pytest.raises(GalleryError, match=r"no column 'brnd' - its columns are: sku, brand, store"):
-        table.matching({"store": "1", "brnd": "Acme"})
+        table.matching({"store": "1", "brnd": "Acme"}, ALL)
     with pytest.raises(
         GalleryError, match=r"no SKU has brand=Acne, store=9 - nearest values are brand: Acme, Apex; store: no"
     ):
-        table.matching({"brand": "Acne", "store": "9"})
+        table.matching({"brand": "Acne", "store": "9"}, ALL)
     for text in ("acme", "Acme ", "caf\udce9"):
         with pytest.raises(GalleryError, match="no SKU has brand="):
-            table.matching({"brand": text})
+            table.matching({"brand": text}, ALL)
     assert table.facts("caf\udce9") == {}
 
 
