@@ -18,10 +18,14 @@ from skumatch.encoder import Encoder
 from skumatch.spec import Pixels, Spec, Vectors
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is first imported
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-if WORKERS > 1:  # else the threads of all would wait for each other; read by torch, faiss and BLAS when imported
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 SIZE, DIM = 64, 32
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores among the processes that are about to start: threads of all would wait for each other."""
+    processes = config.getoption("numprocesses", None) or 1
+    if processes > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
 
 
 class FakeEncoder:
