@@ -19,6 +19,7 @@ from skumatch.cli.bench import bench
 from skumatch.cli.calibrate import calibrate
 from skumatch.cli.demo import demo
 from skumatch.cli.doctor import doctor
+from skumatch.cli.embed import embed
 from skumatch.cli.eval import evaluate
 from skumatch.cli.export import export
 from skumatch.cli.finetune import finetune
@@ -63,6 +64,7 @@ app.command()(calibrate)
 app.command()(export)
 app.command()(bench)
 app.command()(match)
+app.command()(embed)
 app.add_typer(gallery.app, name="gallery")
 gallery_show.register(gallery.app)
 gallery_versions.register(gallery.app)

@@ -1,0 +1,1 @@
+"""Embedding at scale: ``skumatch embed``, on one machine or on a Ray cluster."""
