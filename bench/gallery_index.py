@@ -1,4 +1,4 @@
-"""Speed, recall and memory of the gallery's indexes on made-up look-alikes; ``bench/gallery.py`` states the bars.
+"""Speed and recall of the gallery's indexes on made-up look-alikes; ``bench/gallery.py`` states the bars.
 
 Vectors come in families of look-alike SKUs (cosine .85 to .97 within a family, families of one brand at .36), with 1 to
 3 views per SKU at a cosine of about .9. Queries are views with noise, at a cosine of .75 to .85 with their own view.
@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,27 @@ FAMILY, BRAND = 12, 50  # SKUs per family, families per brand
 SEED = 7
 
 
+class Clock:
+    """Seconds on the wall and of all cores, by the part of the work."""
+
+    def __init__(self) -> None:
+        self.wall: dict[str, float] = {}
+        self.cores: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add what the body takes to ``name``."""
+        begun, used = time.perf_counter(), time.process_time()
+        yield
+        self.wall[name] = self.wall.get(name, 0) + time.perf_counter() - begun
+        self.cores[name] = self.cores.get(name, 0) + time.process_time() - used
+
+    def less(self, name: str, inner: str) -> None:
+        """Take what ``inner`` took, which ran within ``name``, out of both."""
+        for seconds in (self.wall, self.cores):
+            seconds[name] -= seconds.pop(inner)
+
+
 def gallery(work: Path, rows: int, dim: int = DIM) -> Vectors:
     """Return float32 (rows, dim) look-alikes as a memory map of a file in ``work``, made where it is not there yet."""
     path = work / f"look-alikes-{rows}x{dim}.f32"
@@ -46,17 +66,25 @@ def gallery(work: Path, rows: int, dim: int = DIM) -> Vectors:
         partial = path.with_suffix(".part")
         made = np.memmap(partial, np.float32, "w+", shape=(rows, dim))
         for number, start in enumerate(range(0, rows, PIECE)):
-            made[start : start + PIECE] = look_alikes(
-                min(PIECE, rows - start), dim, np.random.default_rng((SEED, number))
-            )
+            made[start : start + PIECE] = look_alikes(min(PIECE, rows - start), dim, piece_rng(number))
         made.flush()
         partial.rename(path)
     return np.memmap(path, np.float32, "r", shape=(rows, dim))
 
 
+def piece_rng(number: int) -> np.random.Generator:
+    """Return what piece ``number`` of a gallery is drawn with."""
+    return np.random.default_rng((SEED, number))
+
+
+def sku_numbers(rows: int, rng: np.random.Generator) -> Ids:
+    """Return the SKU of each view of a piece, int64 (rows,): 1 to 3 views each. The first that is drawn of ``rng``."""
+    return np.repeat(np.arange(rows), rng.integers(1, 4, rows))[:rows]
+
+
 def look_alikes(rows: int, dim: int, rng: np.random.Generator) -> Vectors:
     """Return float32 (rows, dim) views: brand, family, SKU and view each around the one before."""
-    sku = np.repeat(np.arange(rows), rng.integers(1, 4, rows))[:rows]
+    sku = sku_numbers(rows, rng)
     family = np.arange(sku[-1] + 1) // FAMILY
     brand = np.arange(family[-1] + 1) // BRAND
     centres = rng.standard_normal((brand[-1] + 1, dim), np.float32)
@@ -73,8 +101,12 @@ def look_alikes(rows: int, dim: int, rng: np.random.Generator) -> Vectors:
 def crops(vectors: Vectors, count: int, seed: int = SEED) -> Vectors:
     """Return float32 (count, D) queries: views with noise, at a cosine of .75 to .85 with their own."""
     rng = np.random.default_rng(seed)
-    own = np.asarray(vectors[np.sort(rng.choice(len(vectors), count, replace=False))])
-    parts = [noisy(own[i : i + 1], float(rng.uniform(0.75, 0.85)), rng) for i in range(count)]
+    return noised(np.asarray(vectors[np.sort(rng.choice(len(vectors), count, replace=False))]), rng)
+
+
+def noised(own: Vectors, rng: np.random.Generator) -> Vectors:
+    """Return a query for each of the views ``own`` (N, D), at a cosine of .75 to .85 with it."""
+    parts = [noisy(own[i : i + 1], float(rng.uniform(0.75, 0.85)), rng) for i in range(len(own))]
     return np.concatenate(parts)
 
 
@@ -186,42 +218,9 @@ def large(work: Path, rows: int = 1_000_000, count: int = 1000) -> dict[str, Any
     return {**found, "times exact": rates["ivf-rabitq"] / rates["exact"], "index bytes": size(folder)}
 
 
-def resident(work: Path, rows: int = 3_500_000, count: int = 300) -> dict[str, Any]:
-    """Open and search a saved index in a process of its own; return the anonymous memory it took, in bytes, and recall.
-
-    The vectors themselves are a memory map, whose pages the system takes back when it needs them.
-    """
-    vectors = gallery(work, rows)
-    _, made = approximate(work, "ivf-rabitq", vectors)
-    command = [sys.executable, str(Path(__file__).resolve()), "--work", str(work), "--child", "--rows", str(rows)]
-    output = subprocess.run([*command, "--count", str(count)], check=True, stdout=subprocess.PIPE, text=True).stdout
-    return {"rows": rows, "dim": DIM, **made, **json.loads(output)}
-
-
-def child(work: Path, rows: int, count: int) -> dict[str, Any]:
-    """What ``resident`` runs in another process."""
-    vectors = gallery(work, rows)
-    queries = crops(vectors, count)
-    answers(filled(ExactIndex(DIM), np.array(vectors[:1000])), queries)  # loads libraries and starts threads
-    before = anonymous()
-    index = opened(work / f"ivf-rabitq-{rows}x{DIM}", vectors)
-    loaded = anonymous() - before
-    rate = turns({"ivf-rabitq": (searching(index), 4)}, queries)["ivf-rabitq"]
-    searched = anonymous() - before
-    right = answers(filled(ExactIndex(DIM), vectors), queries)
-    memory = {"resident bytes": max(loaded, searched), "loaded bytes": loaded, "queries/s": rate}
-    return {**memory, **quality(index, queries, right)}
-
-
 def size(folder: Path) -> int:
     """Return the bytes of a saved index."""
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def anonymous() -> int:
-    """Return this process's anonymous resident memory in bytes (Linux)."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
 
 
 def main() -> None:
@@ -231,22 +230,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="5,000 rows")
     parser.add_argument("--rows", type=int, help="compare with exact search at this size")
     parser.add_argument("--count", type=int, default=300, help="queries")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        found = child(options.work, options.rows, options.count)
-    elif options.quick:
-        found = quick(options.work)
-    elif options.rows:
+    if options.rows:
         found = large(options.work, options.rows, options.count)
+    elif options.quick:
+        found = {"small": small(options.work, 5000, 300), "large": large(options.work, 5000, 300)}
     else:
-        found = {"small": small(options.work), "large": large(options.work), "resident": resident(options.work)}
-    print(json.dumps(found, indent=None if options.child else 1))
-
-
-def quick(work: Path) -> dict[str, Any]:
-    """Return the same figures from 5,000 rows."""
-    return {"small": small(work, 5000, 300), "large": large(work, 5000, 300), "resident": resident(work, 5000, 100)}
+        found = {"small": small(options.work), "large": large(options.work)}
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
