@@ -12,9 +12,11 @@ import typer
 from skumatch.words import counted, were
 
 if TYPE_CHECKING:
+    from skumatch.backend import Backend
     from skumatch.embed import Pipeline, Progress
     from skumatch.encoder import Encoder
     from skumatch.enrol import Enrolled
+    from skumatch.gallery_seam import AnyGallery
     from skumatch.runtime.torch import TorchEncoder
     from skumatch.workspace import Workspace
 
@@ -34,7 +36,13 @@ PrecisionOption = Annotated[
     str | None, typer.Option(help="fp32, fp16, bf16 or int8.", show_default="the fastest that passed")
 ]
 GalleryOption = Annotated[
-    Path | None, typer.Option("--gallery", help="Gallery folder.", show_default="the workspace's")
+    str | None,
+    typer.Option(
+        "--gallery",
+        metavar="DIR|ADDRESS",
+        help="Gallery folder, or milvus+file:./g.db, milvus://HOST:PORT/NAME.",
+        show_default="the workspace's",
+    ),
 ]
 
 
@@ -109,15 +117,16 @@ def model_of(workspace: Workspace | None, model: str | None) -> Path | None:
     return None
 
 
-def gallery_path(workspace: Workspace | None, asked: Path | None) -> Path:
-    """Return the gallery's folder: the one asked for, else the workspace's. Raises GalleryError without either."""
+def gallery_home(workspace: Workspace | None, asked: str | None, device: str = "cpu") -> Backend:
+    """Return where the gallery is: as asked for, else the workspace's. Raises GalleryError without either."""
+    from skumatch.backend import backend
     from skumatch.errors import GalleryError
 
     if asked is not None:
-        return asked
+        return backend(asked, device)
     if workspace is None:
         raise GalleryError("no workspace here and no --gallery", "run `skumatch init --data PATH`, or give --gallery")
-    return workspace.gallery_path
+    return backend(workspace.gallery_place, device)
 
 
 @contextmanager
@@ -148,7 +157,7 @@ def report_failures(failures: list[str], what: str, count: int | None = None) ->
         note(f"{counted(number, what)} could not be read and {were(number)} left out")
 
 
-def report_enrolled(enrolled: Enrolled, what: str) -> None:
+def report_enrolled(enrolled: Enrolled[AnyGallery], what: str) -> None:
     """Print what became of the pictures that were to be enrolled."""
     if enrolled.resumed:
         note(f"went on after {counted(enrolled.resumed, what)} of an interrupted run")

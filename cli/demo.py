@@ -26,6 +26,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Same seed, same figures.")] = 0,
 ) -> None:
     """Render a store, fine-tune a small network from nothing, evaluate before and after, match crops. Offline."""
+    from skumatch.backend import backend
     from skumatch.cli.finetune import train
     from skumatch.cli.match import build_from
     from skumatch.cli.match import run as match_crops
@@ -54,7 +55,7 @@ def demo(
     rule = _calibrate(workspace, encoder)
     note("6/6 matching a folder of crops")
     _pick_crops(out)
-    gallery = build_from(workspace, encoder, workspace.gallery_path, {})
+    gallery = build_from(workspace, encoder, backend(workspace.gallery_place), {})
     matcher = Matcher(encoder, gallery, calibration=rule)
     result = ResumableFile(out / "matches.csv", {})
     match_crops(matcher, expand([str(out / "crops")]), SKUS, 5, result, out / "index.html")

@@ -76,8 +76,9 @@ def finetune(
         raise typer.Exit(130 if outcome.interrupted else 0)
     report_failures(list(outcome.failures), "training picture")
     _say(outcome, job)
-    if outcome.current and out is None and (here().gallery_path / "CURRENT").exists():
-        note("the gallery was built with another model: rebuild it with `skumatch gallery build`")
+    place = here().gallery_place
+    if outcome.current and out is None and (not isinstance(place, Path) or (place / "CURRENT").exists()):
+        note("a gallery that was built with another model must be made anew: `skumatch gallery rebuild`")
     if outcome.interrupted:
         raise typer.Exit(130)
 

@@ -15,7 +15,7 @@ from skumatch.cli.common import (
     RuntimeOption,
     Where,
     engine_of,
-    gallery_path,
+    gallery_home,
     here,
     note,
     pipeline_of,
@@ -27,8 +27,9 @@ from skumatch.cli.match import build_from
 from skumatch.words import counted
 
 if TYPE_CHECKING:
-    from skumatch.enrol import Enrolled, Supply
-    from skumatch.gallery import Gallery
+    from skumatch.backend import Backend
+    from skumatch.enrol import Supply
+    from skumatch.gallery_seam import AnyGallery
 
 app = typer.Typer(no_args_is_help=True, help="Reference views per SKU: changing them, showing them, and versions.")
 Title = Annotated[str | None, typer.Option(help="Title of the SKU.")]
@@ -38,30 +39,21 @@ Set = Annotated[
 ]
 
 
-def opened(asked: Path | None) -> Gallery:
-    """Open the gallery asked for, else the workspace's."""
-    from skumatch.gallery import open_gallery
-
-    return open_gallery(gallery_path(workspace_or_none(), asked))
+def home_of(asked: str | None) -> Backend:
+    """Return where the gallery asked for, else the workspace's, is."""
+    return gallery_home(workspace_or_none(), asked)
 
 
-def size(gallery: Gallery) -> str:
+def size(gallery: AnyGallery) -> str:
     """Return "24 views of 6 SKUs"."""
     return f"{counted(len(gallery), 'view')} of {counted(len(gallery.skus), 'SKU')}"
 
 
-def upkeep(gallery: Gallery) -> list[str]:
-    """Return why `gallery compact` is worth while; nothing where it is not."""
-    from skumatch.gallery_compact import due
-    from skumatch.gallery_index import due as index_due
-
-    return [reason for reason in (*due(gallery), index_due(gallery)) if reason]
-
-
-def done(gallery: Gallery) -> None:
+def done(home: Backend) -> None:
     """Print what the gallery holds now, and what would make it faster."""
+    gallery = home.gallery()
     typer.echo(f"{gallery.store} {gallery.version}: {size(gallery)}")
-    reasons = upkeep(gallery)
+    reasons = home.due()
     if reasons:
         note(f"`skumatch gallery compact` would make it faster: {', '.join(reasons)}")
 
@@ -80,7 +72,9 @@ def build(
     workspace = here()
     filters = parse_filters(where or [])
     encoder = engine_of(workspace, model, device, (runtime, "fp32"))
-    done(build_from(workspace, encoder, gallery or workspace.gallery_path, filters))
+    home = gallery_home(workspace, gallery)
+    build_from(workspace, encoder, home, filters)
+    done(home)
 
 
 @app.command()
@@ -95,8 +89,9 @@ def add(
     runtime: RuntimeOption = None,
 ) -> None:
     """Add reference views of one SKU, new or known. Pictures that it has already are skipped."""
-    supply = _pictures_of(sku, paths, _said(title, facts))
-    _enrol(opened(gallery), supply, (model, device, runtime), replace=False)
+    home = home_of(gallery)
+    home.gallery()  # an error before any work
+    _enrol(home, _pictures_of(sku, paths, _said(title, facts)), (model, device, runtime), replace=False)
 
 
 @app.command()
@@ -114,14 +109,15 @@ def update(
 ) -> None:
     """Change what is known of a SKU (--set COLUMN= takes a fact back), or let pictures replace all its views."""
     from skumatch.errors import GalleryError
-    from skumatch.gallery_changes import set_facts
+    from skumatch.sku_table import layer_of
 
-    before, said = opened(gallery), _said(title, facts)
-    before.code_of(sku)
+    home, said = home_of(gallery), _said(title, facts)
+    home.gallery().code_of(sku)
     if paths:
-        before = _enrol(before, _pictures_of(sku, paths, {}), (model, device, runtime), replace=True)
+        _enrol(home, _pictures_of(sku, paths, {}), (model, device, runtime), replace=True)
     if said:
-        done(set_facts(before, {sku: said}))
+        home.say(layer_of({sku: said}), "update facts of 1 SKU")
+        done(home)
     elif not paths:
         raise GalleryError("nothing to update", "name pictures, --title, or --set COLUMN=TEXT")
 
@@ -129,7 +125,10 @@ def update(
 @app.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="TABLE|DIR", help="CSV, TSV or Parquet table, or what `gallery export` wrote.")
+        Path,
+        typer.Argument(
+            metavar="TABLE|DIR", help="CSV, TSV or Parquet table, or a folder that `gallery export` or `embed` wrote."
+        ),
     ],
     replace: Annotated[
         bool, typer.Option("--replace", help="The table's pictures take the place of all views of their SKUs.")
@@ -144,25 +143,39 @@ def import_(
     A table without a column path changes facts alone. An interrupted import goes on when it is run again.
     """
     from skumatch.errors import GalleryError
-    from skumatch.gallery_changes import Change, apply
-    from skumatch.gallery_import import has_pictures, import_exported, table_layer, table_supply
+    from skumatch.gallery_import import has_pictures, table_layer, table_supply
 
-    store = gallery_path(workspace_or_none(), gallery)
-    there = opened(gallery) if (store / "CURRENT").exists() else None
+    home = home_of(gallery)
     if source.is_dir():
-        done(import_exported(source, store, there))
+        _take_in(home, source)
         return
     if has_pictures(source):
-        _enrol(there or store, table_supply(source), (model, device, runtime), replace)
+        _enrol(home, table_supply(source), (model, device, runtime), replace)
         return
-    if there is None:
-        raise GalleryError(f"{source} has no column path, and there is no gallery in {store}", "import pictures first")
+    if not home.exists():
+        raise GalleryError(f"{source} has no column path, and there is no gallery in {home}", "import pictures first")
     layer = table_layer(source)
-    made = apply(there, Change(f"import facts of {counted(layer.num_rows, 'SKU')}", layer=layer))
-    strange = int((made.skus.codes(layer["sku"].combine_chunks()) < 0).sum())
+    home.say(layer, f"import facts of {counted(layer.num_rows, 'SKU')}")
+    strange = int((home.gallery().skus.codes(layer["sku"].combine_chunks()) < 0).sum())
     if strange:
         note(f"without a view here: {counted(strange, 'SKU')} of the table, whose facts are kept for views to come")
-    done(made)
+    done(home)
+
+
+def _take_in(home: Backend, folder: Path) -> None:
+    """Add what `gallery export` or `skumatch embed` wrote into ``folder``."""
+    from skumatch.bulk.views import embedded_spec, embedded_views, is_embedded, left_out
+    from skumatch.gallery_import import Embedded, read_exported
+
+    if is_embedded(folder):
+        less = left_out(folder)
+        home.take_in(Embedded(embedded_spec(folder), lambda: embedded_views(folder)))
+        if less.unreadable or less.without_sku:
+            nameless = counted(less.without_sku, "picture")
+            note(f"left out: {counted(less.unreadable, 'unreadable picture')}, {nameless} without a SKU")
+    else:
+        home.take_in(read_exported(folder))
+    done(home)
 
 
 @app.command()
@@ -178,10 +191,10 @@ def remove(
     """Remove SKUs, or single views. The pictures themselves are not touched."""
     from skumatch.dataset import parse_filters
     from skumatch.errors import GalleryError
-    from skumatch.gallery_changes import remove_skus, remove_views
     from skumatch.gallery_import import skus_in
 
-    before = opened(gallery)
+    home = home_of(gallery)
+    before = home.gallery()
     names = [*(skus or []), *(skus_in(listed) if listed else [])]
     if where:
         names += [before.skus[code] for code in before.facts.codes(parse_filters(where)).tolist()]
@@ -189,7 +202,11 @@ def remove(
         raise GalleryError(
             "nothing to remove" if not names else "both SKUs and views are named", "name SKUs, or views with --view ID"
         )
-    done(remove_views(before, view) if view else remove_skus(before, names))
+    if view:
+        home.remove_views(view)
+    else:
+        home.remove_skus(names)
+    done(home)
 
 
 def _said(title: str | None, pairs: Sequence[str] | None) -> dict[str, str]:
@@ -211,27 +228,18 @@ def _pictures_of(sku: str, paths: Sequence[str], said: dict[str, str]) -> Supply
     return Supply.of([Row(path.absolute(), sku, "gallery", extra=said) for path in expand(paths)])
 
 
-def _enrol(
-    target: Gallery | Path, supply: Supply, how: tuple[str | None, str | None, str | None], replace: bool
-) -> Gallery:
-    """Embed ``supply`` into a gallery, or into a new one at a path, and say what became of it."""
-    from skumatch.enrol import build_gallery, extend_gallery, replace_in_gallery
-
+def _enrol(home: Backend, supply: Supply, how: tuple[str | None, str | None, str | None], replace: bool) -> None:
+    """Embed ``supply`` into the gallery, or into a new one where there is none, and say what became of it."""
     workspace = workspace_or_none()
     model, device, runtime = how
     encoder = engine_of(workspace, model, device, (runtime, "fp32"))
     total = sum(1 for _ in supply.rows())
     try:
         with progress_bar("embedding", total) as progress:
-            enrolled: Enrolled
-            if isinstance(target, Path):
-                enrolled = build_gallery(target, supply, encoder, pipeline_of(workspace), progress)
-            else:
-                extend = replace_in_gallery if replace else extend_gallery
-                enrolled = extend(target, supply, encoder, pipeline_of(workspace), progress)
+            work = home.build if not home.exists() else home.replace if replace else home.extend
+            enrolled = work(supply, encoder, pipeline_of(workspace), progress)
     except KeyboardInterrupt:
         note("what was embedded is kept: the same command goes on from there")
         raise
     report_enrolled(enrolled, "picture")
-    done(enrolled.gallery)
-    return enrolled.gallery
+    done(home)

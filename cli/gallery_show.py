@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skumatch.cli.common import GalleryOption, Where
-from skumatch.cli.gallery import opened, size
+from skumatch.cli.gallery import home_of, size
 
 if TYPE_CHECKING:
-    from skumatch.gallery import Gallery
+    from skumatch.gallery_seam import AnyGallery
 
 FLAT = str.maketrans("\t\r\n", "   ")  # a fact may hold them, a cell may not
 
@@ -31,14 +31,17 @@ def list_views(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """List SKUs with their number of views and what is known of them, or one SKU's views: a line each, with tabs."""
+    import numpy as np
+
     from skumatch.dataset import parse_filters
 
-    held = opened(gallery)
+    held = home_of(gallery).gallery()
     found: list[dict[str, Any]]
     if sku is not None:
-        found = [{"view": v.id, "source": v.source, "sha256": v.sha256} for v in map(held.view, held.ids_of(sku))]
+        ids = np.array(held.ids_of(sku), np.int64)
+        found = [{"view": view.id, "source": view.source, "sha256": view.sha256} for view in held.views_of(ids)]
     else:
-        chosen = set(held.facts.codes(parse_filters(where)).tolist()) if where else None
+        chosen = {held.skus[code] for code in held.facts.codes(parse_filters(where)).tolist()} if where else None
         found = _listed(held, chosen)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
@@ -47,14 +50,15 @@ def list_views(
         typer.echo("\t".join(str(value).translate(FLAT) for value in line))
 
 
-def _listed(gallery: Gallery, chosen: set[int] | None) -> list[dict[str, Any]]:
-    columns = [name for name in gallery.facts.table.columns if name not in ("sku", "title")]
-    lines = []
-    for code, (name, count) in enumerate(gallery.counts().items()):
-        if chosen is None or code in chosen:
-            known = {column: gallery.facts.cell(code, column) for column in ("title", *columns)}
-            lines.append({"sku": name, "views": count, **known})
-    return sorted(lines, key=lambda line: str(line["sku"]))
+def _listed(gallery: AnyGallery, chosen: set[str] | None) -> list[dict[str, Any]]:
+    counts, lines = gallery.counts(), []
+    for batch in gallery.facts.known().to_batches():
+        for said in batch.to_pylist():
+            name = said.pop("sku")
+            if chosen is None or name in chosen:
+                facts = {column: text or "" for column, text in said.items() if column != "title"}
+                lines.append({"sku": name, "views": counts[name], "title": said.get("title") or "", **facts})
+    return lines
 
 
 def info(
@@ -62,27 +66,21 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Show version, model, size and index."""
-    from skumatch.gallery_index import figures_of
-
-    held = opened(gallery)
-    index = held.pieces.index_facts
+    home = home_of(gallery)
+    held = home.gallery()
+    told = home.info()
     facts = {
         "gallery": str(held.store),
         "version": held.version,
-        "parent": held.published.facts["parent"],
-        "made": held.published.facts["time"],
-        "reason": held.published.facts["reason"],
+        **{name: told.pop(name) for name in ("parent", "made", "reason")},
         "model": held.spec.name,
         "layer": held.spec.layer,
         "spec_digest": held.spec.digest,
         "dim": held.spec.dim,
         "skus": len(held.skus),
         "views": len(held),
-        "columns": held.facts.table.columns[1:],
-        "segments": len(held.pieces.segments),
-        "index": index["index"]["kind"] if index else "exact",
-        "index_kind": held.published.state.index_kind,
-        "figures": figures_of(held),
+        "columns": held.facts.columns,
+        **told,
     }
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
@@ -107,7 +105,7 @@ def export(
     """Write vectors and their SKUs for apps that embed the exported model, and tables of all that is known."""
     from skumatch.gallery_export import FACTS, ROWS, VECTORS, VIEWS, export_gallery
 
-    held = opened(gallery)
+    held = home_of(gallery).gallery()
     export_gallery(held, out)
     files = ", ".join((VECTORS, VIEWS, ROWS, FACTS))
     typer.echo(f"wrote {files} into {out}: {size(held)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,18 +14,18 @@ from skumatch.cli.common import (
     ModelOption,
     RuntimeOption,
     engine_of,
-    gallery_path,
+    gallery_home,
     note,
     pipeline_of,
     progress_bar,
     report_failures,
     workspace_or_none,
 )
-from skumatch.cli.gallery import done, opened, size, upkeep
+from skumatch.cli.gallery import done, home_of, size
 from skumatch.words import counted
 
 if TYPE_CHECKING:
-    from skumatch.gallery import Gallery
+    from skumatch.backend import Backend
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Version = Annotated[str, typer.Argument(help="Version, such as v000003, v3 or 3.")]
@@ -39,15 +38,9 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _store(asked: Path | None) -> Path:
-    return gallery_path(workspace_or_none(), asked)
-
-
 def log(gallery: GalleryOption = None, as_json: AsJson = False) -> None:
     """Show what happened to the gallery, newest first; the current version is marked with a star."""
-    from skumatch.gallery_versions import log as versions
-
-    lines = versions(_store(gallery))
+    lines = home_of(gallery).log()
     if as_json:
         typer.echo(json.dumps(lines, indent=1))
         return
@@ -65,9 +58,7 @@ def log(gallery: GalleryOption = None, as_json: AsJson = False) -> None:
 
 def diff(a: Version, b: Version, gallery: GalleryOption = None, as_json: AsJson = False) -> None:
     """Show what version B has that A has not, and the other way round."""
-    from skumatch.gallery_versions import diff as difference
-
-    found = difference(_store(gallery), a, b)
+    found = home_of(gallery).diff(a, b)
     if as_json:
         views = {"views_added": found.views_added.tolist(), "views_removed": found.views_removed.tolist()}
         names = {"skus_added": found.skus_added, "skus_removed": found.skus_removed, "facts": found.facts}
@@ -87,10 +78,9 @@ def rollback(
     gallery: GalleryOption = None,
 ) -> None:
     """Make an older version the current one; later ones stay until they are pruned."""
-    from skumatch.gallery_versions import rollback as go_back
-
-    go_back(_store(gallery), version)
-    done(opened(gallery))
+    home = home_of(gallery)
+    home.rollback(version)
+    done(home)
 
 
 def prune(
@@ -101,10 +91,8 @@ def prune(
     gallery: GalleryOption = None,
 ) -> None:
     """Remove old versions, and files that no version needs any more."""
-    from skumatch.gallery_versions import prune as clear
-
-    gone, freed = clear(_store(gallery), keep, unfinished)
-    typer.echo(f"removed {counted(len(gone), 'version')}, {freed / 1e6:,.1f} MB")
+    gone, freed = home_of(gallery).prune(keep, unfinished)
+    typer.echo(f"removed {counted(len(gone), 'version')}, {freed}")
 
 
 def verify(
@@ -112,9 +100,7 @@ def verify(
     gallery: GalleryOption = None,
 ) -> None:
     """Hash every byte of the current version again and compare."""
-    from skumatch.gallery_versions import verify as check
-
-    for held in check(_store(gallery), everything):
+    for held in home_of(gallery).verify(everything):
         typer.echo(f"{held.store} {held.version}: {size(held)}, every byte as written")
 
 
@@ -131,33 +117,31 @@ def compact(
     """
     from skumatch.errors import GalleryError
 
-    held = opened(gallery)
+    home = home_of(gallery)
     while True:
-        before = held.version
+        before = home.gallery().version
         try:
-            held = _maintained(held.refreshed(), full)
+            _maintain(home, full)
         except GalleryError as error:
             if not watch:
                 raise
             note(str(error))  # another writer was there first: the next look may find it done
-        if not watch and held.version == before:
+        same = home.gallery().version == before
+        if not watch and same:
             more = "" if full else " (--full also does what gains little)"
             note(f"nothing to do: it is compact, and its index is up to date{more}")
-        if not watch or held.version != before:
-            done(held)
+        if not watch or not same:
+            done(home)
         if not watch:
             return
         time.sleep(watch)
 
 
-def _maintained(gallery: Gallery, full: bool) -> Gallery:
-    """Compact and index ``gallery`` where that is worth while."""
-    from skumatch.gallery_index import maintain
-
-    if not full and not upkeep(gallery):
-        return gallery
-    with progress_bar("compacting", None) as progress:
-        return maintain(gallery, full, progress)
+def _maintain(home: Backend, full: bool) -> None:
+    """Compact and index the gallery where that is worth while."""
+    if full or home.due():
+        with progress_bar("compacting", None) as progress:
+            home.maintain(full, progress)
 
 
 def index(
@@ -170,27 +154,29 @@ def index(
     as_json: AsJson = False,
 ) -> None:
     """Choose the search index, build it, and measure it against comparing every view."""
-    from skumatch.gallery_index import build_index, wanted
+    from skumatch.embed import no_progress
 
-    held = opened(gallery)
-    held.device = _granted(device)
-    if wanted(held, kind) == "exact":
-        made = build_index(held, kind)
+    home = gallery_home(workspace_or_none(), gallery, _granted(device))
+    if home.compares_all(kind):
+        made = home.index(kind, seed, no_progress)
     else:
-        with progress_bar("indexing", len(held)) as progress:
-            made = build_index(held, kind, seed, progress)
-    figures: dict[str, Any] = {"kind": made.kind, **(made.figures.to_json() if made.figures else {})}
+        with progress_bar("indexing", len(home.gallery())) as progress:
+            made = home.index(kind, seed, progress)
+    figures: dict[str, Any] = {"kind": made.kind, **made.figures}
     if as_json:
         typer.echo(json.dumps(figures, indent=1))
         return
     _explain(figures)
-    done(made.gallery)
+    done(home)
 
 
 def _explain(figures: dict[str, Any]) -> None:
     """Say how well the index answers."""
     if figures["kind"] == "exact":
         typer.echo("every view is compared: answers are exact")
+        return
+    if "effort" not in figures:
+        typer.echo(f"{figures['kind']}, built by the server")
         return
     typer.echo(
         f"{figures['kind']}, effort {figures['effort']}, on {figures['sample']:,} questions (and their worse half)"
@@ -228,16 +214,13 @@ def rebuild(
 
     An interrupted rebuild goes on when it is run again.
     """
-    from skumatch.gallery_index import build_index, due
-    from skumatch.gallery_rebuild import rebuild as embed_again
-
     workspace = workspace_or_none()
-    store = _store(gallery)
-    total = len(opened(gallery))
+    home = home_of(gallery)
+    total = len(home.gallery())
     encoder = engine_of(workspace, model, device, (runtime, "fp32"))
     try:
         with progress_bar("rebuilding", total) as progress:
-            made = embed_again(store, encoder, pipeline_of(workspace), progress, drop)
+            made = home.rebuild(encoder, pipeline_of(workspace), progress, drop)
     except KeyboardInterrupt:
         note("what was embedded is kept: the same command goes on from there")
         raise
@@ -246,8 +229,7 @@ def rebuild(
     if made.from_thumbs:
         note(f"embedded from the thumbnail, the file being gone or changed: {counted(made.from_thumbs, 'view')}")
     report_failures(made.failures, "view", made.left_out or None)
-    held = made.gallery
-    if due(held):
-        with progress_bar("indexing", len(held)) as progress:
-            held = build_index(held, progress=progress).gallery
-    done(held)
+    if not home.compares_all(None):
+        with progress_bar("indexing", total) as progress:
+            home.index(None, 0, progress)
+    done(home)

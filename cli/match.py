@@ -18,7 +18,7 @@ from skumatch.cli.common import (
     PrecisionOption,
     RuntimeOption,
     engine_of,
-    gallery_path,
+    gallery_home,
     model_of,
     note,
     pipeline_of,
@@ -28,9 +28,10 @@ from skumatch.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from skumatch.backend import Backend
     from skumatch.calibration import Calibration
     from skumatch.encoder import Encoder
-    from skumatch.gallery import Gallery
+    from skumatch.gallery_seam import AnyGallery
     from skumatch.match import CropMatches, Matcher
     from skumatch.page import PageRow
     from skumatch.resumable import ResumableFile
@@ -102,13 +103,12 @@ def _calibration(model: Path | None) -> Calibration | None:
 def _identity(matcher: Matcher, paths: list[str], topk: int) -> dict[str, str]:
     """Return what must be the same when an interrupted match goes on."""
     gallery = matcher.gallery
-    held = f"{gallery.store.absolute()} {gallery.version} {gallery.published.digest}"
     rule = matcher.calibration.to_bytes().decode() if matcher.calibration else ""
     return {
         "model": matcher.encoder.spec.digest,
         "calibration": rule,
         "search": matcher.search.to_bytes().decode(),
-        "gallery": held,
+        "gallery": gallery.identity,
         "where": repr(sorted(matcher.where.items())),
         "topk": str(topk),
         "crops": repr(paths),
@@ -180,29 +180,28 @@ def _page_row(found: CropMatches, matcher: Matcher, shown: bool) -> PageRow:
 
 
 def _gallery(
-    workspace: Workspace | None, asked: Path | None, encoder: Encoder, model: str | None, device: str | None
-) -> Gallery:
+    workspace: Workspace | None, asked: str | None, encoder: Encoder, model: str | None, device: str | None
+) -> AnyGallery:
     """Open the gallery, for search where the encoder is; build it, in float32, from the workspace's data where the
     workspace has none yet."""
     from skumatch.encoder import pixels_on
-    from skumatch.gallery import open_gallery
 
-    store = gallery_path(workspace, asked)
-    if asked is not None or workspace is None or (store / "CURRENT").exists():
-        return open_gallery(store, device=pixels_on(encoder) or "cpu")
+    home = gallery_home(workspace, asked, pixels_on(encoder) or "cpu")
+    if asked is not None or workspace is None or home.exists():
+        return home.gallery()
     if encoder.spec.precision != "fp32":
         encoder = engine_of(workspace, model, device, ("auto", "fp32"))
-    return build_from(workspace, encoder, store, {})
+    return build_from(workspace, encoder, home, {})
 
 
-def build_from(workspace: Workspace, encoder: Encoder, store: Path, filters: dict[str, str]) -> Gallery:
+def build_from(workspace: Workspace, encoder: Encoder, home: Backend, filters: dict[str, str]) -> AnyGallery:
     """Build a gallery from the workspace's gallery split and say so."""
-    from skumatch.enrol import Supply, build_gallery
+    from skumatch.enrol import Supply
 
     dataset = workspace.open_dataset(filters)
     rows = dataset.split(dataset.gallery_split).rows
-    note(f"building the gallery {store} from split {dataset.gallery_split}: {len(rows):,} views")
+    note(f"building the gallery {home} from split {dataset.gallery_split}: {len(rows):,} views")
     with progress_bar("gallery", len(rows)) as progress:
-        enrolled = build_gallery(store, Supply.of(rows), encoder, pipeline_of(workspace), progress)
+        enrolled = home.build(Supply.of(rows), encoder, pipeline_of(workspace), progress)
     report_enrolled(enrolled, "view")
-    return enrolled.gallery
+    return home.gallery()

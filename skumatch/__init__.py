@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from skumatch.backend import open_gallery as open_gallery
     from skumatch.dataset import Dataset as Dataset
     from skumatch.encoder import Encoder as Encoder
     from skumatch.encoder import open_encoder as open_encoder
     from skumatch.errors import SkumatchError as SkumatchError
     from skumatch.gallery import Gallery as Gallery
-    from skumatch.gallery import open_gallery as open_gallery
     from skumatch.match import CropMatches as CropMatches
     from skumatch.match import Match as Match
     from skumatch.match import Matcher as Matcher
@@ -34,7 +34,7 @@ _HOMES = {
     "Spec": "skumatch.spec",
     "open_dataset": "skumatch.readers",
     "open_encoder": "skumatch.encoder",
-    "open_gallery": "skumatch.gallery",
+    "open_gallery": "skumatch.backend",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

@@ -40,6 +40,7 @@ PACKAGES = {
     "pillow": ("pillow",),
     "pyarrow": ("pyarrow",),
 }
+EXTRAS = ("milvus-lite", "pymilvus", "ray")  # named where they are installed
 MISSING = "missing"
 GIB = 1024**3
 LEAST_CACHE, LEAST_TEMP, LEAST_MEMORY = 2 * GIB, GIB, 2 * GIB  # a large encoder; a page; torch with ViT-B/32
@@ -133,7 +134,7 @@ def read_versions() -> dict[str, str]:
         found = [(dist, _version(dist)) for dist in distributions]
         texts = [version if len(distributions) == 1 else f"{version} ({dist})" for dist, version in found if version]
         versions[name] = " and ".join(texts) or MISSING
-    return versions
+    return versions | {name: version for name in EXTRAS if (version := _version(name))}
 
 
 def examine_torch() -> tuple[dict[str, str], tuple[Device, ...]]:
@@ -179,8 +180,13 @@ def public_url(url: str) -> str:
 def find_problems(report: Report) -> list[str]:
     """Return what in ``report`` hinders matching, each as "what - what to do"."""
     found = [f"{name} is missing - install skumatch again" for name, v in report.versions.items() if v == MISSING]
+    gpu = any(device.name.startswith("cuda") for device in report.devices)
     for name, version in report.versions.items():
-        if " and " in version:
+        if " and " in version and name == "faiss" and report.versions.get("milvus-lite"):
+            cure = "`pip install --force-reinstall --no-deps faiss-gpu`"
+            if gpu:
+                found.append(f"the faiss-cpu of milvus-lite hides faiss-gpu: indexes are trained on the CPU - {cure}")
+        elif " and " in version:
             found.append(f"{version}: two builds of {name} overwrite each other - uninstall both, then install one")
     return found + _device_problems(report) + _supply_problems(report)
 

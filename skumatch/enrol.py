@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,26 +25,30 @@ from skumatch.encoder import Encoder
 from skumatch.errors import GalleryError, ImageError
 from skumatch.gallery import Gallery
 from skumatch.gallery_changes import Change, apply, create, write_segment
+from skumatch.gallery_seam import AnyGallery
 from skumatch.gallery_state import PENDING, SEGMENTS
 from skumatch.jobs import Job, open_job
 from skumatch.readers_common import safe_text
-from skumatch.segment import NewView, Segment, columns, describe
+from skumatch.segment import NewView, Segment, Views, columns, describe
 from skumatch.sku_table import TITLE, LayerBuilder
 from skumatch.words import counted
 
 if TYPE_CHECKING:
     from pyarrow import Table
 
+G = TypeVar("G", bound=AnyGallery, covariant=True)
+H = TypeVar("H", bound=AnyGallery)
+Seal = Callable[[Iterator[Views]], None]  # keeps the views of one chunk
 CHUNK = 8192  # rows per segment of an import: what a kill costs at most
 LISTED = 1000  # unreadable pictures named; all are counted
 
 
 @dataclass
-class Enrolled:
+class Enrolled(Generic[G]):
     """What became of the pictures: the gallery, unreadable files with reasons (of very many the first thousand), how
     many there were, how many were there already, and how many an earlier, interrupted run had done."""
 
-    gallery: Gallery
+    gallery: G
     failures: list[str] = field(default_factory=list)
     unreadable: int = 0
     known: int = 0
@@ -70,17 +74,18 @@ class Supply:
 
 def build_gallery(
     store: Path, supply: Supply, encoder: Encoder, pipeline: Pipeline, progress: Progress = no_progress
-) -> Enrolled:
+) -> Enrolled[Gallery]:
     """Publish a gallery of the rows of ``supply`` alone in ``store``. Raises GalleryError when none is readable."""
     with lock.preparing(store):
-        work = _Enrolment(_job(store, supply, encoder, "build"), encoder, pipeline, None)
+        job = _job(store, supply, encoder, "build")
+        work = Enrolment(job, encoder, pipeline, sealing(job, encoder))
         layer = work.run(supply, progress)
-        return work.finished(create(store, encoder.spec, work.job.segments, layer))
+        return _finished(work, job, create(store, encoder.spec, job.segments, layer))
 
 
 def extend_gallery(
     gallery: Gallery, supply: Supply, encoder: Encoder, pipeline: Pipeline, progress: Progress = no_progress
-) -> Enrolled:
+) -> Enrolled[Gallery]:
     """Publish a version of ``gallery`` with the rows of ``supply`` added; files that the SKU has already are skipped.
 
     What else the rows tell of their SKUs goes into the table of facts. Raises SpecMismatch for another encoder,
@@ -88,36 +93,40 @@ def extend_gallery(
     """
     gallery.require(encoder.spec)
     with lock.preparing(gallery.store):
-        work = _Enrolment(_job(gallery.store, supply, encoder, "extend"), encoder, pipeline, KnownViews(gallery))
+        job = _job(gallery.store, supply, encoder, "extend")
+        known = KnownViews(gallery)
+        _recall(job, known)
+        work = Enrolment(job, encoder, pipeline, sealing(job, encoder), known)
         layer = work.run(supply, progress)
         if layer is not None and gallery.facts.table.knows(layer):
             layer = None
-        segments = tuple(work.job.segments)
+        segments = tuple(job.segments)
         if segments:
             reason = f"add {counted(sum(rows for _, rows in segments), 'view')}"
         elif layer is not None:
             reason = f"update facts of {counted(len(layer), 'SKU')}"
         else:
-            return work.finished(gallery)
-        return work.finished(apply(gallery, Change(reason, segments, layer=layer)))
+            return _finished(work, job, gallery)
+        return _finished(work, job, apply(gallery, Change(reason, segments, layer=layer)))
 
 
 def replace_in_gallery(
     gallery: Gallery, supply: Supply, encoder: Encoder, pipeline: Pipeline, progress: Progress = no_progress
-) -> Enrolled:
+) -> Enrolled[Gallery]:
     """Publish a version of ``gallery`` where the rows of ``supply`` stand for all views that their SKUs had.
 
     A SKU none of whose rows can be read keeps the views that it has. Raises as ``extend_gallery``.
     """
     gallery.require(encoder.spec)
     with lock.preparing(gallery.store):
-        work = _Enrolment(_job(gallery.store, supply, encoder, "replace"), encoder, pipeline, None)
+        job = _job(gallery.store, supply, encoder, "replace")
+        work = Enrolment(job, encoder, pipeline, sealing(job, encoder))
         layer = work.run(supply, progress)
-        new = [Segment(gallery.store / SEGMENTS / name) for name, _ in work.job.segments]
+        new = [Segment(gallery.store / SEGMENTS / name) for name, _ in job.segments]
         codes = np.concatenate([gallery.skus.codes(segment.names) for segment in new])
         old = gallery.ids_of_skus(np.unique(codes[codes >= 0]))
         reason = f"update: {counted(sum(segment.rows for segment in new), 'view')} in place of {len(old)}"
-        return work.finished(apply(gallery, Change(reason, tuple(work.job.segments), old, layer)))
+        return _finished(work, job, apply(gallery, Change(reason, tuple(job.segments), old, layer)))
 
 
 def facts_of(row: Row) -> dict[str, str]:
@@ -134,6 +143,10 @@ class KnownViews:
         words = gallery.sha_words()
         self._keys = np.sort((words ^ names[gallery.codes(gallery.ids)])[words != 0])
         self._added: set[int] = set()
+
+    def news(self, views: Sequence[NewView]) -> list[NewView]:
+        """Note the files of ``views``; return those of which that is news."""
+        return [view for view in views if self.add(view.sku, view.sha256)]
 
     def add(self, sku: str, sha256: str) -> bool:
         """Note that ``sku`` has the file; return whether that is news."""
@@ -153,18 +166,76 @@ def _job(store: Path, supply: Supply, encoder: Encoder, what: str) -> Job:
     return open_job(store / PENDING, identity, store / SEGMENTS)
 
 
-class _Enrolment:
-    """One run over a supply: embeds what the job has not done yet and seals a segment per chunk.
+def sealing(job: Job, encoder: Encoder) -> Seal:
+    """Return what writes a chunk as a segment beside the folder of ``job`` and notes it there."""
+
+    def seal(batches: Iterator[Views]) -> None:
+        job.segments.append(write_segment(job.folder.parent, encoder.spec.dim, batches))
+
+    return seal
+
+
+def _recall(job: Job, known: KnownViews) -> None:
+    """Know what the interrupted run has added; forget what it has published before it was killed."""
+    for name, rows in tuple(job.segments):
+        segment = Segment(job.folder.parent / SEGMENTS / name)
+        new = sum(known.add(segment.sku(row), segment.sha256(row)) for row in range(rows))  # all, not any
+        if not new:
+            job.segments.remove((name, rows))
+            job.known += rows
+
+
+def _finished(work: Enrolment, job: Job, gallery: Gallery) -> Enrolled[Gallery]:
+    """Forget the job and say what became of it."""
+    job.finish()
+    return work.outcome(gallery)
+
+
+class Ledger(Protocol):
+    """How far an import is; see ``Job``."""
+
+    done: int
+    unreadable: int
+    known: int
+    failures: list[str]
+
+    @property
+    def written(self) -> int:
+        """How many views are sealed."""
+        ...
+
+    def save(self) -> None:
+        """Write down how far it is."""
+        ...
+
+    def finish(self) -> None:
+        """Forget it."""
+        ...
+
+
+class Known(Protocol):
+    """Knows which files each SKU has."""
+
+    def news(self, views: Sequence[NewView]) -> list[NewView]:
+        """Note the files of ``views``; return those of which that is news."""
+        ...
+
+
+class Enrolment:
+    """One run over a supply: embeds what the job has not done yet and seals it chunk by chunk.
 
     ``known``: what is there already and is skipped; None where all is taken.
     """
 
-    def __init__(self, job: Job, encoder: Encoder, pipeline: Pipeline, known: KnownViews | None) -> None:
+    def __init__(
+        self, job: Ledger, encoder: Encoder, pipeline: Pipeline, seal: Seal, known: Known | None = None
+    ) -> None:
         self.job = job
-        self.store = job.folder.parent
         self.encoder = encoder
         self.pipeline = pipeline
+        self.seal = seal
         self.known = known
+        self.facts = LayerBuilder()
         self.resumed = job.done
         self.interrupted: KeyboardInterrupt | None = None
 
@@ -173,34 +244,21 @@ class _Enrolment:
 
         Raises GalleryError when no row was readable; KeyboardInterrupt after noting what was done until then.
         """
-        facts = LayerBuilder()
-        self._recall()
-        rows = self._noting(supply.rows(), facts)
+        rows = self._noting(supply.rows())
         deque(islice(rows, self.job.done), maxlen=0)
         progress(self.job.done)
         for row in rows:
             self._chunk(chain([row], islice(rows, CHUNK - 1)), progress)
             if self.interrupted is not None:
                 raise self.interrupted
-        if not self.job.segments and not self.job.known:
+        if not self.job.written and not self.job.known:
             self.job.finish()
             raise GalleryError("no view could be read", "give at least one readable picture")
-        return facts.layer()
+        return self.facts.layer()
 
-    def _recall(self) -> None:
-        """Know what the interrupted run has added; forget what it has published before it was killed."""
-        if self.known is None:
-            return
-        for name, rows in tuple(self.job.segments):
-            segment = Segment(self.store / SEGMENTS / name)
-            new = sum(self.known.add(segment.sku(row), segment.sha256(row)) for row in range(rows))  # all, not any
-            if not new:
-                self.job.segments.remove((name, rows))
-                self.job.known += rows
-
-    def _noting(self, rows: Iterable[Row], facts: LayerBuilder) -> Iterator[Row]:
+    def _noting(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
-            facts.note(row.sku, facts_of(row))
+            self.facts.note(row.sku, facts_of(row))
             yield row
 
     def _chunk(self, rows: Iterator[Row], progress: Progress) -> None:
@@ -209,9 +267,7 @@ class _Enrolment:
         views = self._fresh(self._views(rows, progress))
         first = next(views, None)
         if first is not None:
-            dim = self.encoder.spec.dim
-            batches = (columns(batch, dim) for batch in chain([first], views))
-            self.job.segments.append(write_segment(self.store, dim, batches))
+            self.seal(columns(batch, self.encoder.spec.dim) for batch in chain([first], views))
         if self.job.done > before:
             self.job.save()
 
@@ -246,13 +302,12 @@ class _Enrolment:
     def _fresh(self, batches: Iterator[list[NewView]]) -> Iterator[list[NewView]]:
         """Drop what its SKU has already, in the gallery or in this run; yields no empty batch."""
         for batch in batches:
-            new = [view for view in batch if self.known is None or self.known.add(view.sku, view.sha256)]
+            new = batch if self.known is None else self.known.news(batch)
             self.job.known += len(batch) - len(new)
             if new:
                 yield new
 
-    def finished(self, gallery: Gallery) -> Enrolled:
-        """Forget the job and say what became of it."""
+    def outcome(self, gallery: H) -> Enrolled[H]:
+        """Say what became of the pictures."""
         job = self.job
-        job.finish()
         return Enrolled(gallery, job.failures, job.unreadable, job.known, self.resumed)

@@ -8,7 +8,8 @@
     |  `- HubError           weights or a tokenizer could not be fetched
     |- GalleryError          a gallery: missing, empty, unknown SKU
     |  |- SpecMismatch       a gallery built with another encoder
-    |  `- LockedError        another process is writing the gallery
+    |  |- LockedError        another process is writing the gallery
+    |  `- ServerError        a database server that cannot be reached, is late or refuses
     |- ArtefactError         what is on disk: corrupt, half written, no space left
     `- DeviceError           a device or runtime that was asked for and is not granted
 
@@ -57,6 +58,10 @@ class SpecMismatch(GalleryError):
 
 class LockedError(GalleryError):
     """A gallery that another process is writing at this moment."""
+
+
+class ServerError(GalleryError):
+    """A database server that keeps a gallery and cannot be reached, does not answer in time, or refuses."""
 
 
 class ArtefactError(SkumatchError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,11 @@ from skumatch.sku_table import SKU, TITLE
 from skumatch.spec import Ids, Spec, Vectors
 from skumatch.technique_store import mean_per_sku
 from skumatch.view_directory import SkuNames, member
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+    from skumatch.selection import Selection
 
 BLOCK = 4096  # views read at a time for prototypes
 WORTH = 1 << 24  # numbers (32,768 views of 512) from which on loading torch pays, where it multiplies faster
@@ -64,6 +69,20 @@ class Gallery:
     def ids(self) -> Ids:
         """All view ids, ascending."""
         return self._views.ids
+
+    @property
+    def identity(self) -> str:
+        """Text that differs where anything differs that the gallery answers."""
+        return f"{self.store.absolute()} {self.version} {self.published.digest}"
+
+    def selected(self, filters: Mapping[str, str]) -> Selection:
+        """Return the views of the SKUs whose facts equal all of ``filters``; all of them without filters.
+
+        Raises GalleryError as ``search`` does.
+        """
+        from skumatch.selection import select
+
+        return select(self, filters)
 
     def require(self, spec: Spec) -> None:
         """Raise SpecMismatch unless the gallery's vectors were made by the encoder with ``spec``."""
@@ -138,6 +157,10 @@ class Gallery:
         segment, position = self._at(place)
         sku = self.skus[int(self._views.codes[place])]
         return ViewRow(view_id, sku, segment.source(position), segment.sha256(position))
+
+    def views_of(self, ids: Ids) -> list[ViewRow]:
+        """Return views by id, in that order. Raises GalleryError when one is not there."""
+        return [self.view(view_id) for view_id in ids.tolist()]
 
     def thumb(self, view_id: int) -> bytes:
         """Return a view's JPEG thumbnail. Raises GalleryError when it is not there."""
@@ -248,9 +271,22 @@ class SkuTableView:
         known = place >= 0 and column in self.table.columns
         return (self.table.table[column][place].as_py() or "") if known else ""
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of the facts."""
+        return self.table.columns[1:]
+
     def of(self, sku: str) -> dict[str, str]:
         """Return all that is known of ``sku`` by column."""
         return self.table.facts(sku)
+
+    def known(self) -> Table:
+        """Return all that is known of the SKUs with views: Arrow table of text, column "sku" first, by name."""
+        import pyarrow as pa
+
+        names = pa.table({SKU: self._skus.array})
+        table = self.table.table
+        return (names.join(table, SKU) if len(table) else names).sort_by(SKU)
 
     def codes(self, filters: Mapping[str, str]) -> Ids:
         """Return the codes of the SKUs whose columns equal ``filters``, ascending; "" is what nothing is known of.

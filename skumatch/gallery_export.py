@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from skumatch import artefact
-from skumatch.gallery import Gallery
+from skumatch.gallery_seam import AnyGallery
 
 VECTORS = "vectors.f32"
 VIEWS = "views.json"
@@ -32,7 +32,7 @@ FORMAT = 1
 BLOCK = 4096  # views at a time
 
 
-def export_gallery(gallery: Gallery, folder: Path) -> None:
+def export_gallery(gallery: AnyGallery, folder: Path) -> None:
     """Write the four files of all views, in the order of their ids, into ``folder``.
 
     The vectors are those that the gallery keeps, a guarded model's in full. What has these names is replaced, the JSON
@@ -57,7 +57,7 @@ def export_gallery(gallery: Gallery, folder: Path) -> None:
     artefact.write_file(folder / VIEWS, (json.dumps(document, ensure_ascii=False) + "\n").encode())
 
 
-def _write_tables(gallery: Gallery, folder: Path) -> None:
+def _write_tables(gallery: AnyGallery, folder: Path) -> None:
     """Write what is known of the views and of their SKUs."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -66,15 +66,12 @@ def _write_tables(gallery: Gallery, folder: Path) -> None:
         texts = [(name, pa.string()) for name in ("sku", "source", "sha256")]
         with pq.ParquetWriter(folder / ROWS, pa.schema([("id", pa.int64()), *texts])) as writer:
             for start in range(0, len(gallery.ids), BLOCK):
-                views = [asdict(gallery.view(view_id)) for view_id in gallery.ids[start : start + BLOCK].tolist()]
+                views = [asdict(view) for view in gallery.views_of(gallery.ids[start : start + BLOCK])]
                 writer.write_table(pa.Table.from_pylist(views, writer.schema))
-        names = gallery.skus.array
-        table = gallery.pieces.table.table
-        facts = pa.table({"sku": names}).join(table, "sku") if len(table) else pa.table({"sku": names})
-        pq.write_table(facts.sort_by("sku"), folder / FACTS)
+        pq.write_table(gallery.facts.known(), folder / FACTS)
 
 
-def _write_vectors(gallery: Gallery, path: Path) -> str:
+def _write_vectors(gallery: AnyGallery, path: Path) -> str:
     """Write the rows block by block and return the file's SHA-256."""
     sha256 = hashlib.sha256()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -8,7 +8,8 @@ relative to the table; further columns are facts. Rows are read as they are need
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,26 +104,50 @@ def _facts(table: Table, cells: list[str], used: tuple[int, ...]) -> Mapping[str
     return {safe_text(name): safe_text(cells[at].strip()) for at, name in named if name and at not in others}
 
 
-def import_exported(folder: Path, store: Path, gallery: Gallery | None) -> Gallery:
-    """Add the views and facts in ``folder``, which ``gallery export`` wrote, to ``gallery``; without one, publish a
-    gallery of them in ``store``. Views are numbered anew and have no thumbnails; files that their SKU has already are
-    skipped.
+@dataclass(frozen=True)
+class Embedded:
+    """Views that were embedded elsewhere: the encoder's ``spec``, the ``views`` (anew each time), and what is known of
+    their SKUs."""
 
-    Raises SpecMismatch when they were made with another model, GalleryError when the folder is something else or one
-    of its files differs.
+    spec: Spec
+    views: Callable[[], Iterator[Views]]
+    layer: Layer | None = None
+
+
+def read_exported(folder: Path) -> Embedded:
+    """Return the views and facts in ``folder``, which ``gallery export`` wrote. They have no thumbnails.
+
+    Raises GalleryError when the folder is something else or one of its files differs.
     """
     spec, digests = _exported_spec(folder)
-    if gallery is not None and gallery.spec.digest != spec.digest:
-        raise SpecMismatch(f"{folder} was exported from a gallery of another model", "export it with this one")
     for name, digest in digests.items():
         if not (folder / name).is_file() or artefact.file_digest(folder / name) != digest:
             raise GalleryError(f"{folder / name} is not the file that {VIEWS} tells of", "export the gallery again")
-    layer = _exported_layer(folder)
+    return Embedded(spec, lambda: _exported_views(folder, spec.dim), _exported_layer(folder))
+
+
+def require_same(spec: Spec, embedded: Embedded) -> None:
+    """Raise SpecMismatch when ``embedded`` was made with another model than ``spec``'s."""
+    if spec.digest != embedded.spec.digest:
+        raise SpecMismatch(
+            f"its vectors were made with another model ({embedded.spec.name}, {embedded.spec.digest[:12]}; the "
+            f"gallery's is {spec.name}, {spec.digest[:12]})",
+            "make them with this one",
+        )
+
+
+def import_embedded(embedded: Embedded, store: Path, gallery: Gallery | None) -> Gallery:
+    """Add views to ``gallery``; without one, publish a gallery of them in ``store``. They are numbered anew; files that
+    their SKU has already are skipped. Raises SpecMismatch when they were made with another model.
+    """
+    spec, layer = embedded.spec, embedded.layer
+    if gallery is not None:
+        require_same(gallery.spec, embedded)
     with lock.preparing(store):
         if gallery is None:
-            segment = write_segment(store, spec.dim, _exported_views(folder, spec.dim))
+            segment = write_segment(store, spec.dim, embedded.views())
             return create(store, spec, [segment], layer, f"import {counted(segment[1], 'view')}")
-        views = _news(_exported_views(folder, spec.dim), KnownViews(gallery))
+        views = _news(embedded.views(), KnownViews(gallery))
         first = next(views, None)
         segments = () if first is None else (write_segment(store, spec.dim, chain([first], views)),)
         if layer is not None and gallery.facts.table.knows(layer):
@@ -137,9 +162,10 @@ def _news(batches: Iterator[Views], known: KnownViews) -> Iterator[Views]:
     """Leave out what its SKU has already; yields no empty batch."""
     for views in batches:
         new = [place for place in range(len(views)) if known.add(views.skus[place], views.sha256[place])]
-        skus, sources, sha256 = ([column[i] for i in new] for column in (views.skus, views.sources, views.sha256))
+        columns = (views.skus, views.sources, views.sha256)
+        skus, sources, sha256 = ([column[i] for i in new] for column in columns)
         if new:
-            yield Views(skus, sources, sha256, [b""] * len(new), views.vectors[new])
+            yield Views(skus, sources, sha256, [views.thumbs[i] for i in new], views.vectors[new])
 
 
 def _exported_spec(folder: Path) -> tuple[Spec, dict[str, str]]:
@@ -151,7 +177,8 @@ def _exported_spec(folder: Path) -> tuple[Spec, dict[str, str]]:
             return Spec.from_json(document["spec"]), {VECTORS: str(document["sha256"]), **tables}
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise GalleryError(f"{folder} was not written by `skumatch gallery export`", f"give a folder with {VIEWS}")
+    what = f"{folder} was not written by `skumatch gallery export` or `skumatch embed`"
+    raise GalleryError(what, f"give a folder with {VIEWS} or embed.json")
 
 
 def _exported_views(folder: Path, dim: int) -> Iterator[Views]:

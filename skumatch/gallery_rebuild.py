@@ -8,17 +8,18 @@ end. It knows nothing about search indexes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Generic
 
 import numpy as np
 
 from skumatch import lock
 from skumatch.embed import Pipeline, Progress, cores, no_progress, ordered_batches
 from skumatch.encoder import Encoder
-from skumatch.enrol import CHUNK, LISTED
+from skumatch.enrol import CHUNK, LISTED, G
 from skumatch.errors import GalleryError
 from skumatch.gallery import Gallery, open_gallery
 from skumatch.gallery_changes import publish, write_segment
@@ -38,11 +39,11 @@ class _Late(Exception):
 
 
 @dataclass
-class Rebuilt:
+class Rebuilt(Generic[G]):
     """What became of it: the gallery, views embedded from their thumbnails, views left out (of very many the first
     thousand are named), and how many views an earlier, interrupted run had done."""
 
-    gallery: Gallery
+    gallery: G
     from_thumbs: int = 0
     failures: list[str] = field(default_factory=list)
     left_out: int = 0
@@ -51,7 +52,7 @@ class Rebuilt:
 
 def rebuild(
     store: Path, encoder: Encoder, pipeline: Pipeline, progress: Progress = no_progress, drop: bool = False
-) -> Rebuilt:
+) -> Rebuilt[Gallery]:
     """Publish a version of the current views with the vectors of ``encoder``.
 
     ``drop``: leave out views that can be read neither from their file nor from a thumbnail; without it they are an
@@ -63,6 +64,17 @@ def rebuild(
         raise GalleryError(f"gallery {store} is of this model already", "name another model")
     with lock.preparing(store):
         return _Rebuild(gallery, encoder, pipeline).run(progress, drop)
+
+
+def picture_of(source: str, sha256: str, thumb: Callable[[], bytes]) -> tuple[bytes, bool]:
+    """Return a view's picture, and whether it is what ``thumb`` gives: its file has gone or is another one now."""
+    try:
+        data = Path(source).read_bytes()
+        if sha256 and hashlib.sha256(data).hexdigest() == sha256:
+            return data, False
+    except (OSError, ValueError):
+        pass
+    return thumb(), True
 
 
 class _Rebuild:
@@ -81,7 +93,7 @@ class _Rebuild:
         held = [Segment(store / SEGMENTS / name).own_ids for name, _ in self.job.segments]
         self.done: Ids = np.sort(np.concatenate([NO_IDS, *[ids for ids in held if ids is not None]]))
 
-    def run(self, progress: Progress, drop: bool) -> Rebuilt:
+    def run(self, progress: Progress, drop: bool) -> Rebuilt[Gallery]:
         """Embed all views, those too that come meanwhile, and publish them."""
         resumed = len(self.done)
         progress(resumed)
@@ -155,13 +167,7 @@ class _Rebuild:
     def _read(self, view_id: int) -> tuple[bytes, bool]:
         """Return a view's picture, and whether it is the thumbnail: its file has gone or is another one now."""
         view = self.gallery.view(view_id)
-        try:
-            data = Path(view.source).read_bytes()
-            if view.sha256 and hashlib.sha256(data).hexdigest() == view.sha256:
-                return data, False
-        except (OSError, ValueError):
-            pass
-        return self.gallery.thumb(view_id), True
+        return picture_of(view.source, view.sha256, lambda: self.gallery.thumb(view_id))
 
     def _fail(self, unreadable: Sequence[tuple[int, str]]) -> None:
         self.failed = np.union1d(self.failed, np.array([view_id for view_id, _ in unreadable], np.int64))

@@ -41,6 +41,11 @@ class Job:
         text = json.dumps(dict(self.identity), sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
+    @property
+    def written(self) -> int:
+        """How many views are in its segments."""
+        return sum(rows for _, rows in self.segments)
+
     def save(self) -> None:
         """Write down how far it is. Raises ArtefactError when the disk refuses."""
         facts = {

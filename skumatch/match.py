@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from skumatch import techniques
+from skumatch.backend import open_gallery
 from skumatch.calibration import FILE, Calibration, Decision, evidence_of, shrunk
 from skumatch.embed import Embedded, Pipeline, Progress, Source, no_progress
 from skumatch.encoder import Encoder, asking, open_engine, pixels_on
 from skumatch.errors import GalleryError, ImageError, SpecMismatch
-from skumatch.gallery import Gallery, open_gallery
+from skumatch.gallery_seam import AnyGallery
 from skumatch.index.exact import ExactIndex
 from skumatch.model import open_bundle
 from skumatch.nearest import Nearest
 from skumatch.search import Search, search_of
-from skumatch.selection import select
 from skumatch.spec import Ids, Vectors
 from skumatch.technique_store import Store
 from skumatch.testviews import with_views
@@ -75,7 +75,7 @@ class Matcher:
     def __init__(
         self,
         encoder: Encoder,
-        gallery: Gallery,
+        gallery: AnyGallery,
         pipeline: Pipeline | None = None,
         calibration: Calibration | None = None,
         search: Search | None = None,
@@ -98,7 +98,7 @@ class Matcher:
         self._held = self._prepared(gallery)
 
     @property
-    def gallery(self) -> Gallery:
+    def gallery(self) -> AnyGallery:
         """The version that answers."""
         return self._held[0]
 
@@ -115,10 +115,12 @@ class Matcher:
         self._held = self._prepared(gallery)  # one assignment: a thread that is answering keeps the old pair
         return True
 
-    def _prepared(self, gallery: Gallery) -> tuple[Gallery, Store]:
+    def _prepared(self, gallery: AnyGallery) -> tuple[AnyGallery, Store]:
         dim = gallery.spec.dim
-        chosen = select(gallery, self.where)
+        chosen = gallery.selected(self.where)
         technique = self.search.technique
+        if not techniques.reads_all(technique):  # the ids of a gallery on a server take long to read
+            return gallery, chosen
         return gallery, techniques.prepared(technique, chosen, chosen.ids, lambda: ExactIndex(dim))
 
     @classmethod
@@ -131,14 +133,15 @@ class Matcher:
         precision: str | None = None,
         where: Mapping[str, str] | None = None,
     ) -> Matcher:
-        """Open a model (bundle folder or encoder name) with its search and calibration, and a gallery folder.
+        """Open a model (bundle folder or encoder name) with its search and calibration, and a gallery: a folder or an
+        address such as "milvus://host:19530/name".
 
         ``runtime`` and ``precision``: what runs it, see ``open_engine``; ``where``: see the constructor. Raises
         ModelError, GalleryError, SpecMismatch,
         ArtefactError, DeviceError or ConfigError.
         """
         encoder = open_engine(model, device, runtime, precision)
-        opened = open_gallery(Path(gallery), device=pixels_on(encoder) or "cpu")
+        opened = open_gallery(gallery, pixels_on(encoder) or "cpu")
         return cls(encoder, opened, None, calibration_of(model), search_of(model), where)
 
     def match(self, images: Sequence[Source], k: int = 5) -> list[CropMatches]:
@@ -169,7 +172,7 @@ class Matcher:
             answers = found.scores[line, :k], found.skus[line, :k], found.views[line, :k]
             yield CropMatches(source, self._matches(gallery, answers, probabilities[line]))
 
-    def _probabilities(self, gallery: Gallery, found: Nearest) -> list[float | None]:
+    def _probabilities(self, gallery: AnyGallery, found: Nearest) -> list[float | None]:
         """Return how probably each best answer is right; None without a calibration."""
         rule = self.calibration
         if rule is None:
@@ -178,7 +181,7 @@ class Matcher:
         return list(rule.probability(evidence_of(found, np.array(alike, np.float64))).tolist())
 
     def _matches(
-        self, gallery: Gallery, found: tuple[Vectors, Ids, Ids], probability: float | None
+        self, gallery: AnyGallery, found: tuple[Vectors, Ids, Ids], probability: float | None
     ) -> tuple[Match, ...]:
         rule = self.calibration
         decision = "review" if rule is None or probability is None else rule.decide(probability)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from skumatch.errors import GalleryError
-from skumatch.gallery import Gallery
 from skumatch.index import Index
 from skumatch.spec import Ids, Vectors
 from skumatch.view_directory import member
+
+if TYPE_CHECKING:
+    from skumatch.gallery import Gallery
 
 
 class Restricted:

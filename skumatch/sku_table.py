@@ -184,6 +184,12 @@ class LayerBuilder:
                 cells.extend([None] * (place + 1 - len(cells)))
                 cells[place] = cells[place] or value
 
+    def of(self, sku: str) -> dict[str, str]:
+        """Return what was noted of ``sku`` so far."""
+        place = self._places.get(sku, -1)
+        cells = {name: values[place] for name, values in self._cells.items() if 0 <= place < len(values)}
+        return {name: text for name, text in cells.items() if text}
+
     def layer(self) -> Table | None:
         """Return what was noted as a layer, None where nothing was. Raises ConfigError for a reserved column name."""
         import pyarrow as pa

@@ -122,12 +122,17 @@ class _Candidates:
     ids: Ids
 
 
+def reads_all(technique: Technique) -> bool:
+    """Return whether ``prepared`` reads all views of the store, and so needs their ids."""
+    return technique.name == "augment"
+
+
 def prepared(technique: Technique, store: Store, ids: Ids, make_index: Callable[[], Index]) -> Store:
     """Return the store that ``search`` needs: for "augment" one with an augmented index, else ``store`` itself.
 
     ``ids``: all views of the store; ``make_index`` returns an empty index. See ``technique_store.augment`` for cost.
     """
-    if technique.name != "augment":
+    if not reads_all(technique):
         return store
     return augment(store, ids, make_index(), technique.neighbours, technique.alpha, technique.same_sku)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 
 from skumatch import artefact
 from skumatch.errors import ConfigError, DataError, nearest
+from skumatch.milvus.address import Address, is_milvus, parse
 
 if TYPE_CHECKING:
     from skumatch.dataset import Dataset
@@ -44,7 +45,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class GalleryConfig:
-    """``[gallery]``: the folder of the gallery."""
+    """``[gallery]``: the folder of the gallery, or its address in Milvus."""
 
     path: str = "gallery"
 
@@ -127,9 +128,10 @@ class Workspace:
         return self.folder / MODELS
 
     @property
-    def gallery_path(self) -> Path:
-        """The gallery's folder."""
-        return self._path(self.gallery.path)
+    def gallery_place(self) -> Path | Address:
+        """Where the gallery is: a folder, or an address in Milvus. Raises ConfigError for an address that is none."""
+        text = self.gallery.path
+        return parse(text, self.folder) if is_milvus(text) else self._path(text)
 
     def source(self) -> ModelSource:
         """Return the configured pretrained encoder."""

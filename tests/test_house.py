@@ -27,11 +27,13 @@ HOMES = {  # the modules that may import a vendor's library: its runtime, and wh
     "openvino": {"skumatch/runtime/openvino.py", "export/openvino.py"},
     "nncf": {"export/openvino.py"},
     "faiss": {"skumatch/index/exact.py"},
+    "pymilvus": {"skumatch/milvus/client.py", "skumatch/milvus/trouble.py"},
+    "grpc": {"skumatch/milvus/trouble.py"},
     "timm": {"skumatch/towers/timm.py"},
     "open_clip": {"skumatch/towers/open_clip.py"},
     "transformers": {"skumatch/towers/hf.py"},
 }
-ONE_HOME = ("tensorrt", "pymilvus", "ray")
+ONE_HOME = ("tensorrt", "milvus_lite", "ray", "fsspec")
 HEAVY = {
     "torch",
     "torchvision",

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from skumatch.cli import app
+from skumatch.milvus import address, client
 
 MODEL = ("--model", "timm:test_efficientnet", "--random-init", "--size", "32")
 
@@ -75,6 +76,21 @@ def finished(patterns: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def finished_in_milvus(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return ``finished`` with its gallery in Milvus Lite (do not write to it)."""
+    root = Path(shutil.copytree(finished, tmp_path_factory.mktemp("milvus") / "workspace"))
+    shutil.rmtree(root / "gallery")
+    config = root / "skumatch.toml"
+    config.write_text(config.read_text().replace('path = "gallery"', 'path = "milvus+file:g.db"'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(sys, "argv", ["skumatch", "gallery", "build", "--device", "cpu"])
+        assert app._run(False) == 0
+    client.close(address.parse("milvus+file:g.db", root))
+    return root
+
+
 @pytest.fixture
 def untouched(store: Path, skumatch: Skumatch, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a fresh workspace around ``store`` with a random network, and make it the current folder."""
@@ -89,3 +105,15 @@ def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     root = Path(shutil.copytree(finished, tmp_path / "copy"))
     monkeypatch.chdir(root)
     return root
+
+
+@pytest.fixture(params=["folder", "milvus"])
+def either(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a copy of ``finished`` that the test may change, its gallery in a folder or in Milvus Lite, and make it
+    the current folder."""
+    name = "finished" if request.param == "folder" else "finished_in_milvus"
+    root = Path(shutil.copytree(request.getfixturevalue(name), tmp_path / "copy"))
+    monkeypatch.chdir(root)
+    yield root
+    for folder in sorted(root.glob("*.db")):
+        client.close(address.parse(f"milvus+file:{folder}"))

@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 
 from skumatch import images
 from skumatch.gallery import Gallery
+from skumatch.gallery_seam import AnyGallery
 from skumatch.segment import NewView
 from skumatch.spec import Pixels, Spec, Vectors
 
@@ -139,7 +140,7 @@ def difference(gallery: Gallery, world: World, mark: int = 0) -> str:
     return _facts_differ(gallery, world) or _search_differs(gallery, world, mark)
 
 
-def fingerprint(gallery: Gallery) -> str:
+def fingerprint(gallery: AnyGallery) -> str:
     """Return a digest of all that can be asked of ``gallery``, and of its answers to a few queries."""
     found = gallery.search(np.stack([embedded(picture(8_000_000 + mark), 0) for mark in range(3)]), K)
     rows = [(row.id, row.sku, row.source, row.sha256, gallery.thumb(row.id)) for row in gallery.views()]

@@ -233,7 +233,7 @@ def test_another_encoder_is_refused_before_any_work(
 def test_a_failed_build_or_addition_leaves_the_old_version(rows: list[Row], encoder: Encoder, tmp_path: Path) -> None:
     gallery = build(tmp_path / "g", rows, encoder)
     missing = Supply.of([Row(tmp_path / "none.jpg", "a", "train", "Title")])
-    calls: list[Callable[[], Enrolled]] = [
+    calls: list[Callable[[], Enrolled[Gallery]]] = [
         lambda: build_gallery(tmp_path / "g", missing, encoder, PIPELINE),
         lambda: build_gallery(tmp_path / "g", Supply.of([]), encoder, PIPELINE),
         lambda: extend_gallery(gallery, missing, encoder, PIPELINE),

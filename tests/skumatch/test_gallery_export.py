@@ -15,7 +15,7 @@ from skumatch.errors import ArtefactError, GalleryError, SpecMismatch
 from skumatch.gallery import Gallery, open_gallery
 from skumatch.gallery_changes import add_views, create_from, remove_skus, remove_views
 from skumatch.gallery_export import FACTS, ROWS, VECTORS, VIEWS, export_gallery
-from skumatch.gallery_import import import_exported
+from skumatch.gallery_import import import_embedded, read_exported
 from tests.skumatch.gallery_oracle import DIM, HashEncoder, view_of, views_of
 
 FACTS_SAID = {"a": {"title": "Apple \N{SNOWMAN}", "brand": "Nord"}, "c": {"gtin": "0012"}, "nowhere": {"brand": "None"}}
@@ -72,7 +72,7 @@ def test_a_gallery_without_facts(tmp_path: Path) -> None:
     plain = create_from(tmp_path / "g", HashEncoder().spec, views_of(list("ba"), 0))
     export_gallery(plain, tmp_path / "e")
     assert pq.read_table(tmp_path / "e" / FACTS).to_pylist() == [{"sku": "a"}, {"sku": "b"}]
-    assert import_exported(tmp_path / "e", tmp_path / "again", None).facts.table.columns == ["sku"]
+    assert import_embedded(read_exported(tmp_path / "e"), tmp_path / "again", None).facts.table.columns == ["sku"]
 
 
 def test_a_folder_that_cannot_be_written(gallery: Gallery, tmp_path: Path) -> None:
@@ -83,18 +83,18 @@ def test_a_folder_that_cannot_be_written(gallery: Gallery, tmp_path: Path) -> No
 
 
 def test_what_is_there_already_is_not_imported_again(gallery: Gallery, exported: Path, tmp_path: Path) -> None:
-    again = import_exported(exported, tmp_path / "again", None)
-    assert import_exported(exported, again.store, again) is again
-    assert import_exported(exported, gallery.store, gallery) is gallery
+    again = import_embedded(read_exported(exported), tmp_path / "again", None)
+    assert import_embedded(read_exported(exported), again.store, again) is again
+    assert import_embedded(read_exported(exported), gallery.store, gallery) is gallery
     less = remove_views(again, [3, 5])
-    more = import_exported(exported, less.store, less)
+    more = import_embedded(read_exported(exported), less.store, less)
     assert len(more) == len(gallery) and more.published.facts["reason"] == "import 2 views"
     assert more.ids[-2:].tolist() == [len(gallery), len(gallery) + 1]
     assert {more.view(int(i)).sha256 for i in more.ids[-2:]} == {again.view(i).sha256 for i in (3, 5)}
 
 
 def test_a_gallery_is_made_of_it_again(gallery: Gallery, exported: Path, tmp_path: Path) -> None:
-    again = import_exported(exported, tmp_path / "again", None)
+    again = import_embedded(read_exported(exported), tmp_path / "again", None)
     for opened in (again, open_gallery(tmp_path / "again", full=True)):
         assert opened.spec == gallery.spec and len(opened) == len(gallery)
         assert opened.ids.tolist() == list(range(len(gallery)))  # numbered anew
@@ -111,7 +111,7 @@ def test_a_gallery_is_made_of_it_again(gallery: Gallery, exported: Path, tmp_pat
 def test_it_is_added_to_a_gallery_that_is_there(exported: Path, tmp_path: Path) -> None:
     said = {"a": {"title": "Before", "size": "1 l"}}
     there = create_from(tmp_path / "there", HashEncoder().spec, views_of(list("ay"), 70), said)
-    both = import_exported(exported, tmp_path / "there", there)
+    both = import_embedded(read_exported(exported), tmp_path / "there", there)
     assert (both.store, len(both), both.ids.tolist()) == (there.store, 11, list(range(11)))
     assert both.facts.of("a") == {"title": "Apple \N{SNOWMAN}", "brand": "Nord", "size": "1 l"}
     assert both.published.facts["parent"] == there.version and len(both.ids_of("a")) == 4
@@ -119,8 +119,8 @@ def test_it_is_added_to_a_gallery_that_is_there(exported: Path, tmp_path: Path) 
 
 def test_another_model_is_refused(exported: Path, tmp_path: Path) -> None:
     there = create_from(tmp_path / "there", HashEncoder(1).spec, views_of(["a"], 0, seed=1))
-    with pytest.raises(SpecMismatch, match="exported from a gallery of another model"):
-        import_exported(exported, tmp_path / "there", there)
+    with pytest.raises(SpecMismatch, match="made with another model"):
+        import_embedded(read_exported(exported), tmp_path / "there", there)
     assert open_gallery(there.store).version == "v000001"
 
 
@@ -132,10 +132,10 @@ def test_a_damaged_file_is_refused_by_name(exported: Path, tmp_path: Path, name:
     for wrong in (*damaged, data[:-1], b"", data + b"\0"):
         path.write_bytes(wrong)
         with pytest.raises(GalleryError, match=f"{name} is not the file that views.json tells of"):
-            import_exported(exported, tmp_path / "new", None)
+            import_embedded(read_exported(exported), tmp_path / "new", None)
     path.unlink()
     with pytest.raises(GalleryError, match=f"{name} is not the file"):
-        import_exported(exported, tmp_path / "new", None)
+        import_embedded(read_exported(exported), tmp_path / "new", None)
     assert not (tmp_path / "new").exists()
 
 
@@ -145,4 +145,4 @@ def test_a_folder_of_something_else_is_refused(exported: Path, tmp_path: Path, t
     if text is not None:
         (exported / VIEWS).write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(GalleryError, match="was not written by `skumatch gallery export`"):
-        import_exported(exported, tmp_path / "new", None)
+        import_embedded(read_exported(exported), tmp_path / "new", None)

@@ -184,7 +184,7 @@ def test_an_interrupted_import_goes_on(
     table = written(folder / "t.csv", [*ROWS, ROWS[0]])
     (folder / "shelf/1.png").write_bytes(b"broken")
 
-    def run(encoder: HashEncoder) -> Enrolled:
+    def run(encoder: HashEncoder) -> Enrolled[Gallery]:
         work = replace_in_gallery if replace else extend_gallery
         return work(open_gallery(gallery.store), table_supply(table), encoder, PIPELINE)
 

@@ -61,15 +61,15 @@ def test_only_skus_like_that_can_be_answers(encoder: Encoder, gallery_path: Path
 
 
 def test_a_matcher_answers_from_the_new_version_once_it_is_refreshed(
-    matcher: Matcher, encoder: Encoder, patterns: Path
+    matcher: Matcher, encoder: Encoder, gallery_path: Path, patterns: Path
 ) -> None:
     before = matcher.gallery
     asked = [path for path in crops(patterns) if "sku-0" in str(path)]
     narrow = Matcher(encoder, before, matcher.pipeline, where={"brand": "brand-0"})
     assert not matcher.refresh() and matcher.gallery is before
-    remove_skus(before, ["sku-0"])
+    remove_skus(open_gallery(gallery_path), ["sku-0"])
     assert {crop.matches[0].sku for crop in matcher.match(asked)} == {"sku-0"}
-    prune(before.store, 1)
+    prune(gallery_path, 1)
     assert {crop.matches[0].sku for crop in matcher.match(asked)} == {"sku-0"}  # its version is gone, not what it knows
     for one in (matcher, narrow):
         assert one.refresh() and not one.refresh()
@@ -79,11 +79,13 @@ def test_a_matcher_answers_from_the_new_version_once_it_is_refreshed(
     assert [len(crop.matches) for crop in narrow.match(asked, 6)] == [2, 2]
 
 
-def test_a_stream_goes_over_to_the_new_version_between_batches(matcher: Matcher, patterns: Path) -> None:
+def test_a_stream_goes_over_to_the_new_version_between_batches(
+    matcher: Matcher, gallery_path: Path, patterns: Path
+) -> None:
     path = patterns / "test" / "sku-0" / "5.png"
     stream = matcher.stream([path] * 12, 1)
     first = [next(stream).matches[0].sku for _ in range(4)]
-    remove_skus(matcher.gallery, ["sku-0"])
+    remove_skus(open_gallery(gallery_path), ["sku-0"])
     matcher.refresh()
     assert first == ["sku-0"] * 4 and "sku-0" not in {crop.matches[0].sku for crop in stream}
 

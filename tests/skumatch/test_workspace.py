@@ -55,7 +55,7 @@ def test_defaults_and_everything_set(tmp_path: Path) -> None:
     text = MINIMAL + "crop_pct = 1\nsize = 64\n[runtime]\nbatch = 4\nworkers = 1\n[gallery]\npath = '/g'\n"
     full = Workspace.read(write(tmp_path / "full", text))
     assert (full.model.crop_pct, full.model.size, full.runtime.batch) == (1, 64, 4)
-    assert (full.gallery_path, full.models) == (Path("/g"), tmp_path / "full" / "models")
+    assert (full.gallery_place, full.models) == (Path("/g"), tmp_path / "full" / "models")
 
 
 @pytest.mark.parametrize(
