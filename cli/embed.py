@@ -27,6 +27,7 @@ from skumatch.words import counted
 if TYPE_CHECKING:
     from skumatch.bulk.run import BulkReport, Engine
     from skumatch.bulk.sources import BulkOptions
+    from skumatch.towers.build import ModelSource
     from skumatch.workspace import Workspace
 
 How = tuple[str | None, str | None, str | None, str]  # model, device, runtime, precision
@@ -82,10 +83,16 @@ def _on_ray(workspace: Workspace | None, how: How, address: str, workers: int | 
     from skumatch.errors import ConfigError
 
     model, device, runtime, precision = how
-    if model is None and workspace is None:
-        raise ConfigError("no workspace here and no --model", "run `skumatch init --data PATH`, or give --model")
     folder = model_of(workspace, model)
-    named = folder.absolute() if folder is not None else model or workspace.best_model()  # type: ignore[union-attr]
+    named: Path | str | ModelSource
+    if folder is not None:
+        named = folder.absolute()
+    elif model is not None:
+        named = model
+    elif workspace is not None:
+        named = workspace.best_model()
+    else:
+        raise ConfigError("no workspace here and no --model", "run `skumatch init --data PATH`, or give --model")
     runtime = runtime or (workspace.runtime.engine if workspace else "auto")
     device = device or (workspace.runtime.device if workspace else "auto")
     opening = Opening(named, device, runtime, precision)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from skumatch import artefact
 from skumatch.calibration import COHESION_VIEWS, cohesion_of
-from skumatch.errors import ArtefactError, GalleryError, SpecMismatch, nearest
+from skumatch.errors import ArtefactError, GalleryError, nearest
+from skumatch.gallery_seam import require_model
 from skumatch.gallery_state import Pieces, Version, read_version
 from skumatch.index import Index
 from skumatch.index.approximate import ApproximateIndex
@@ -24,7 +25,7 @@ from skumatch.index.matmul import exact_index, free_bytes
 from skumatch.index.parts import Parts
 from skumatch.nearest import Nearest, nearest_skus
 from skumatch.segment import Segment, ViewRow
-from skumatch.sku_table import SKU, TITLE
+from skumatch.sku_table import NEAR, SKU, TITLE
 from skumatch.spec import Ids, Spec, Vectors
 from skumatch.technique_store import mean_per_sku
 from skumatch.view_directory import SkuNames, member
@@ -86,12 +87,7 @@ class Gallery:
 
     def require(self, spec: Spec) -> None:
         """Raise SpecMismatch unless the gallery's vectors were made by the encoder with ``spec``."""
-        if spec.digest != self.spec.digest:
-            raise SpecMismatch(
-                f"gallery {self.store} was built with another model ({self.spec.name}, {self.spec.digest[:12]}; "
-                f"the model in use is {spec.name}, {spec.digest[:12]})",
-                "run `skumatch gallery rebuild` with this model, or give the --model it was built with",
-            )
+        require_model(self, spec)
 
     def search(self, queries: Vectors, k: int, where: Mapping[str, str] | None = None) -> Nearest:
         """Return the k nearest distinct SKUs of float32 (N, D) unit rows; codes index ``skus``.
@@ -185,7 +181,7 @@ class Gallery:
         """Return the code of a SKU. Raises GalleryError, naming similar ones, when it has no view here."""
         code = self.skus.code(sku)
         if code < 0:
-            near = nearest(sku, list(self.skus)) if len(self.skus) <= 20_000 else ""
+            near = nearest(sku, list(self.skus)) if len(self.skus) <= NEAR else ""
             raise GalleryError(
                 f"gallery {self.store} has no SKU '{sku}'", f"nearest names are: {near or 'none similar'}"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from skumatch.errors import SpecMismatch
 from skumatch.nearest import Nearest
 from skumatch.segment import ViewRow
 from skumatch.spec import Ids, Spec, Vectors
@@ -12,6 +13,17 @@ from skumatch.technique_store import Store
 
 if TYPE_CHECKING:
     from pyarrow import Table
+
+
+def require_model(gallery: AnyGallery, spec: Spec) -> None:
+    """Raise SpecMismatch unless the vectors of ``gallery`` were made by the encoder with ``spec``."""
+    own = gallery.spec
+    if spec.digest != own.digest:
+        raise SpecMismatch(
+            f"gallery {gallery.store} was built with another model ({own.name}, {own.digest[:12]}; "
+            f"the model in use is {spec.name}, {spec.digest[:12]})",
+            "run `skumatch gallery rebuild` with this model, or give the --model it was built with",
+        )
 
 
 class Names(Protocol):
@@ -141,6 +153,10 @@ class AnyGallery(Protocol):
 
     def codes(self, ids: Ids) -> Ids:
         """Map view ids to SKU codes."""
+        ...
+
+    def prototypes(self) -> tuple[Vectors, Ids]:
+        """Return each SKU's mean vector, float32 (S, D) unit rows, and the SKU codes (S,), ascending."""
         ...
 
     def thumb(self, view_id: int) -> bytes:

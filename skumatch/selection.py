@@ -18,6 +18,7 @@ from skumatch.view_directory import member
 
 if TYPE_CHECKING:
     from skumatch.gallery import Gallery
+    from skumatch.gallery_seam import AnyGallery
 
 
 class Restricted:
@@ -45,13 +46,11 @@ class Restricted:
         return self.base.search(queries, k, both)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The views ``ids`` (ascending) of ``gallery``; a technique's Store. Made by ``select``."""
+class Part:
+    """Some views of a gallery; what a technique's Store needs beside ``ids`` (ascending) and an index."""
 
-    gallery: Gallery
+    gallery: AnyGallery
     ids: Ids
-    index: Index
 
     def codes(self, ids: Ids) -> Ids:
         """Map view ids to the gallery's SKU codes."""
@@ -66,6 +65,15 @@ class Selection:
         vectors, codes = self.gallery.prototypes()
         kept = np.isin(codes, self.gallery.codes(self.ids))
         return vectors[kept], codes[kept]
+
+
+@dataclass(frozen=True)
+class Selection(Part):
+    """The views ``ids`` (ascending) of ``gallery``; a technique's Store. Made by ``select``."""
+
+    gallery: Gallery
+    ids: Ids
+    index: Index
 
 
 def select(gallery: Gallery, filters: Mapping[str, str]) -> Selection:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from skumatch import artefact
 from skumatch.errors import ConfigError, LockedError, ServerError
 from skumatch.milvus.address import TOKEN, Address, time_limit
+from skumatch.milvus.rows import FLAT
 from skumatch.milvus.trouble import Away, Late, There, Unindexed, Unloaded, said
 from skumatch.spec import Vectors
 
@@ -198,7 +199,7 @@ class Connection:
         try:
             self.call("load_collection", name)
         except Unindexed:
-            self._add_index(name, "vector", {"index_type": "FLAT", "metric_type": "IP"})
+            self._add_index(name, "vector", FLAT)
             self.call("load_collection", name)
 
     def _add_index(self, name: str, field: str, index: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from skumatch.embed import Pipeline, Progress, no_progress
 from skumatch.encoder import Encoder
+from skumatch.enrol import LISTED as MANY
 from skumatch.enrol import Enrolled, Enrolment, Supply
 from skumatch.errors import GalleryError
 from skumatch.gallery_rebuild import Rebuilt, picture_of
@@ -216,15 +217,15 @@ def rebuild(
     with Writing(gallery.store, "rebuild", encoder.spec, identity) as change:
         work = _Rebuild(change, gallery.refreshed(), encoder, pipeline)
         resumed = work.run(progress)
-        if work.failures and not drop:
+        if work.left_out and not drop:
             raise GalleryError(
-                f"{counted(len(work.failures), 'view')} can be read neither from file nor from thumbnail "
+                f"{counted(work.left_out, 'view')} can be read neither from file nor from thumbnail "
                 f"(first: {work.failures[0]})",
                 "give the files back and run it again, or leave these views out with --drop",
             )
         work.copy_facts()
         made = change.publish(f"rebuild with {encoder.spec.name}", columns=work.gallery.head.columns)
-        return Rebuilt(made, work.from_thumbs, work.failures, len(work.failures), resumed)
+        return Rebuilt(made, work.from_thumbs, work.failures, work.left_out, resumed)
 
 
 class _Rebuild:
@@ -236,6 +237,7 @@ class _Rebuild:
         self.encoder = encoder
         self.pipeline = pipeline
         self.failures: list[str] = []
+        self.left_out = 0
         self.from_thumbs = 0
 
     def run(self, progress: Progress) -> int:
@@ -255,7 +257,8 @@ class _Rebuild:
             places = range(position, position + len(batch.sources))
             position = places.stop
             for place, error in zip(places, batch.errors, strict=True):
-                if error is not None:
+                self.left_out += error is not None
+                if error is not None and len(self.failures) < MANY:
                     self.failures.append(f"{rows[place]['source'] or rows[place]['view']}: {error}")
             good = [places[int(place)] for place in batch.good]
             self.from_thumbs += sum(read[place][1] for place in good)

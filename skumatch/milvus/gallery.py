@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from skumatch.calibration import COHESION_VIEWS, cohesion_of
-from skumatch.errors import GalleryError, SpecMismatch, nearest
+from skumatch.errors import GalleryError, nearest
+from skumatch.gallery_seam import require_model
 from skumatch.milvus.address import Address
 from skumatch.milvus.client import connect
 from skumatch.milvus.index import MilvusIndex
@@ -24,11 +25,9 @@ from skumatch.milvus.skus import MetSkus, MilvusFacts
 from skumatch.milvus.versions import Head, Place
 from skumatch.nearest import Nearest, nearest_skus
 from skumatch.segment import ViewRow
-from skumatch.sku_table import SKU, TITLE
+from skumatch.sku_table import NEAR, SKU, TITLE
 from skumatch.spec import Ids, Spec, Vectors
 from skumatch.technique_store import mean_per_sku
-
-NEAR = 20_000  # SKUs among which similar names are looked for
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class MilvusGallery:
         self.head = head
         self.store: Address = place.address
         self.spec: Spec = head.spec
-        self.device = "cpu"
         self.collection = place.views(head.generation)
         self.alive = alive(head.at)
         self.skus = MetSkus(self)
@@ -71,12 +69,7 @@ class MilvusGallery:
 
     def require(self, spec: Spec) -> None:
         """Raise SpecMismatch unless the gallery's vectors were made by the encoder with ``spec``."""
-        if spec.digest != self.spec.digest:
-            raise SpecMismatch(
-                f"gallery {self.store} was built with another model ({self.spec.name}, {self.spec.digest[:12]}; "
-                f"the model in use is {spec.name}, {spec.digest[:12]})",
-                "run `skumatch gallery rebuild` with this model, or give the --model it was built with",
-            )
+        require_model(self, spec)
 
     def rows(self, condition: str, fields: Sequence[str], batch: int = BLOCK) -> Iterator[list[dict[str, Any]]]:
         """Yield the rows of this version's views that meet ``condition`` (all where it is empty), by ascending id."""
@@ -149,6 +142,8 @@ class MilvusGallery:
 
     def codes(self, ids: Ids) -> Ids:
         """Map view ids (any shape, all there) to SKU codes."""
+        if "directory" in vars(self):  # read in full already
+            return self.directory[1][np.searchsorted(self.directory[0], ids)]
         distinct, place = np.unique(ids, return_inverse=True)
         codes = np.array([known.code for known in self._of(distinct.tolist())], np.int64)
         return codes[place].reshape(ids.shape)
@@ -203,11 +198,6 @@ class MilvusGallery:
         self.code_of(sku)
         return sorted(int(row["view"]) for row in self.some(SKU, [sku], ["view"]))
 
-    def ids_of_skus(self, codes: Ids) -> Ids:
-        """Return the ids of all views of the SKUs with ``codes``, ascending."""
-        names = [self.skus[int(code)] for code in codes]
-        return np.sort(np.array([int(row["view"]) for row in self.some(SKU, names, ["view"])], np.int64))
-
     def counts(self) -> dict[str, int]:
         """Return the number of views per SKU; reads the whole gallery."""
         numbers = np.bincount(self.directory[1]).tolist()
@@ -250,13 +240,10 @@ class MilvusGallery:
         return self if head is None else MilvusGallery(self.place, head)
 
 
-def open_milvus(address: Address, number: int | None = None) -> MilvusGallery:
-    """Open the current version (``number``: that one). Raises GalleryError when there is none, ServerError."""
+def open_milvus(address: Address) -> MilvusGallery:
+    """Open the current version. Raises GalleryError when there is none, ServerError."""
     place = Place(connect(address))
-    head = place.head(number)
+    head = place.head()
     if head is None:
-        if number is not None:
-            there = ", ".join(f"v{one:06d}" for one in place.numbers()[-20:])
-            raise GalleryError(f"{address} has no version '{number}'", f"its versions are: {there or 'none'}")
         raise GalleryError(f"there is no gallery in {address}", "make one with `skumatch gallery build`")
     return MilvusGallery(place, head)

@@ -1,16 +1,17 @@
-"""Search in Milvus behind the Index seam: the server's index, its filters, scores that are true cosines.
+"""Search in Milvus behind the Index seam: the server's index, its filters, scores that are true inner products.
 
 It knows nothing about SKUs; views are remembered by the gallery as they are found.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from skumatch.errors import GalleryError
 from skumatch.index.blocks import Best, ascending
+from skumatch.index.choose import EXACT_NUMBERS
 from skumatch.index.exact import nearest_rows
 from skumatch.milvus.client import MOST
 from skumatch.milvus.rows import TOLD, both, one_of
@@ -19,8 +20,6 @@ from skumatch.spec import Ids, Vectors
 if TYPE_CHECKING:
     from skumatch.milvus.gallery import MilvusGallery
 
-MilvusKind = Literal["exact", "hnsw", "ivf-rabitq"]
-FLAT_UP_TO = 1 << 26  # numbers: 131,072 views of 512
 ALLOWED = 16_384  # ids named in a condition; beyond that the vectors are compared here
 HITS = 500_000  # answers asked for in one call
 KINDS: Final[dict[str, dict[str, Any]]] = {
@@ -34,7 +33,7 @@ def kind_of(wanted: str, rows: int, dim: int, here: bool) -> str:
     """Return the kind of index for ``wanted`` and so many rows; ``here``: on this machine, in Milvus Lite, which has no
     ivf-rabitq. Raises GalleryError for an unknown kind."""
     if wanted == "auto":
-        return "exact" if rows * dim <= FLAT_UP_TO else "hnsw" if here else "ivf-rabitq"
+        return "exact" if rows * dim <= EXACT_NUMBERS else "hnsw" if here else "ivf-rabitq"
     if wanted not in KINDS:
         raise GalleryError(f"unknown kind of index '{wanted}'", f"choose auto, {', '.join(KINDS)}")
     return wanted

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class MetSkus:
-    """Names of SKUs by code, as they are met; ``everything`` makes them all known."""
+    """Names of SKUs by code, as they are met; iterating meets all."""
 
     def __init__(self, gallery: MilvusGallery) -> None:
         self._gallery = gallery

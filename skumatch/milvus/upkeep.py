@@ -24,16 +24,15 @@ LENGTH_OFF = 0.01  # how far the length of a vector may be from 1
 
 def log(address: Address) -> list[dict[str, Any]]:
     """Return what is told of each version, newest first; see ``gallery_versions.log``. Raises GalleryError."""
-    place, current = Place(connect(address)), open_milvus(address).head.number
+    gallery = open_milvus(address)
     found: list[dict[str, Any]] = []
-    for number in reversed(place.numbers()):
-        facts: dict[str, Any] = {"version": version_name(number), "current": number == current}
+    for number, text in reversed(list(gallery.place.told())):
+        facts: dict[str, Any] = {"version": version_name(number), "current": number == gallery.head.number}
         try:
-            head = place.head(number)
-            if head is not None:
-                said = {key: getattr(head, key) for key in ("parent", "time", "reason")}
-                counts = {key: getattr(head, key) for key in ("views", "skus", "added", "removed")}
-                facts |= {**said, **counts, "model": head.spec.name}
+            head = Head.from_text(text, address)
+            said = {key: getattr(head, key) for key in ("parent", "time", "reason")}
+            counts = {key: getattr(head, key) for key in ("views", "skus", "added", "removed")}
+            facts |= {**said, **counts, "model": head.spec.name}
         except GalleryError as error:
             facts["error"] = str(error)
         found.append(facts)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from skumatch.errors import GalleryError, LockedError, ModelError
 from skumatch.milvus.address import Address
 from skumatch.milvus.client import Connection
-from skumatch.milvus.rows import DUMMY, FLAT, VERSIONS
+from skumatch.milvus.rows import BLOCK, DUMMY, FLAT, VERSIONS
 from skumatch.spec import Spec
 
 FORMAT = 1
@@ -119,12 +119,10 @@ class Place:
         found = self.connection.query(self.versions, f"pk == {number}", ["said"]) if number > 0 else []
         return Head.from_text(found[0]["said"], self.address) if found else None
 
-    def heads(self) -> Iterator[Head]:
-        """Yield all versions, newest first."""
-        for number in reversed(self.numbers()):
-            head = self.head(number)
-            if head is not None:
-                yield head
+    def told(self) -> Iterator[tuple[int, str]]:
+        """Yield the number of each version and what its row says, oldest first."""
+        for rows in self.connection.stream(self.versions, "pk > 0", ["said"], BLOCK):
+            yield from ((int(row["pk"]), str(row["said"])) for row in rows)
 
     def later(self, number: int) -> Head | None:
         """Return the current version where it is later than ``number``, else None."""

@@ -190,6 +190,9 @@ class Writing:
     def known(self, skus: Sequence[str]) -> dict[str, dict[str, str]]:
         """Return what is known of ``skus``, as it will be."""
         found: dict[str, dict[str, str]] = {}
+        before = self.before.columns if self.before is not None and self.anew is None else ()
+        if not self.columns and not before:
+            return found  # nothing is known of any
         for start in range(0, len(skus), NAMED):
             for rows in self.now(one_of(SKU, skus[start : start + NAMED]), ["sku", "facts"], self.skus):
                 found.update({row["sku"]: row["facts"] for row in rows})
