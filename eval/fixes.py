@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from skumatch import artefact
+from skumatch.csv_cells import safe_cell
 from skumatch.dataset import Dataset, Row
 from skumatch.errors import DataError, nearest
 from skumatch.eval.audit import Suspect
@@ -78,7 +79,8 @@ def _crop_fix(suspect: Suspect) -> Fix:
 
 def write_fixes(path: Path, fixes: Iterable[Fix]) -> None:
     """Write the CSV. Raises ArtefactError when the disk refuses."""
-    lines = ((f.path, f.sku, f.proposed, f.kind, f"{f.score:.4f}", f.reason) for f in fixes)
+    names = ((fix, [safe_cell(text) for text in (fix.path, fix.sku, fix.proposed)]) for fix in fixes)
+    lines = ((*cells, fix.kind, f"{fix.score:.4f}", fix.reason) for fix, cells in names)
     artefact.write_file(path, _csv(COLUMNS, lines))
 
 
@@ -214,18 +216,12 @@ def write_manifest(path: Path, rows: Sequence[Row]) -> None:
 
     def lines() -> Iterator[Sequence[str]]:
         for row in rows:
-            yield (
-                _from(row.path, folder),
-                row.sku,
-                row.split,
-                row.title,
-                row.group,
-                *(row.value(key) for key in extras),
-            )
+            named = (_from(row.path, folder), row.sku, row.split, row.title, row.group)
+            yield [safe_cell(text) for text in (*named, *(row.value(key) for key in extras))]
 
     with artefact.disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-    artefact.write_file(path, _csv(("path", "sku", "split", "title", "group", *extras), lines()))
+    artefact.write_file(path, _csv(("path", "sku", "split", "title", "group", *map(safe_cell, extras)), lines()))
 
 
 def check_new(path: Path) -> None:

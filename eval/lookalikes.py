@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from skumatch import artefact
+from skumatch.csv_cells import safe_cell
 from skumatch.errors import DataError
 from skumatch.eval.views import Views
 from skumatch.index.exact import ExactIndex
@@ -228,7 +229,7 @@ def write_lookalikes(path: Path, groups: Sequence[Group]) -> None:
     table.writerow(HEAD)
     for number, group in enumerate(groups, start=1):
         for pair in group.pairs:
-            table.writerow([number, pair.a, pair.b, f"{pair.similarity:.4f}", pair.confusions])
+            table.writerow([number, safe_cell(pair.a), safe_cell(pair.b), f"{pair.similarity:.4f}", pair.confusions])
     artefact.write_file(path, stream.getvalue().encode("utf-8", "backslashreplace"))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skumatch import artefact
+from skumatch.csv_cells import safe_cell
 from skumatch.eval.intervals import Paired, bootstrap, paired
 from skumatch.eval.metrics import Accuracy, confusions, hit_ranks, macro, per_sku, reciprocal_ranks, top_k
 from skumatch.eval.openset import coverage_accuracy, thin
@@ -183,6 +184,7 @@ def predictions(answers: Answers) -> str:
         cells: list[object] = []
         for code, score, view in zip(best.skus[line], best.scores[line], best.views[line], strict=True):
             known = code >= 0
-            cells += [answers.skus[code], f"{score:.6f}", answers.gallery.rows[view].path] if known else ["", "", ""]
-        table.writerow([row.path, row.sku, int(ranks[line]) or "", *cells])
+            sku, path = (answers.skus[code], str(answers.gallery.rows[view].path)) if known else ("", "")
+            cells += [safe_cell(sku), f"{score:.6f}" if known else "", safe_cell(path)]
+        table.writerow([safe_cell(str(row.path)), safe_cell(row.sku), int(ranks[line]) or "", *cells])
     return stream.getvalue()

@@ -126,7 +126,7 @@ class Pipeline:
                     picture = picture.image()
                 return images.to_pixels(change(picture), encoder.spec), also(source)
             except ImageError as error:
-                return error
+                return ImageError(error.what, error.todo)  # without the traceback, which holds the file's bytes
 
         batches = ordered_batches(sources, read, self.batch, self.workers or cores())
         begun = (_begun(group, found, encoder, decoder) for group, found in batches)
@@ -157,7 +157,7 @@ def ordered_batches(
     """
     stream = iter(items)
     waiting: deque[tuple[S, Future[R]]] = deque()
-    pool, wait = ThreadPoolExecutor(workers, initializer=_step_back), True
+    pool, wait = ThreadPoolExecutor(workers, initializer=step_back), True
     try:
         while True:
             for item in islice(stream, 3 * batch - len(waiting)):
@@ -173,7 +173,7 @@ def ordered_batches(
         pool.shutdown(wait=wait, cancel_futures=True)
 
 
-def _step_back() -> None:
+def step_back() -> None:
     """Give this thread little of a core that another wants; Linux alone has priorities per thread."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):

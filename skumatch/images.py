@@ -96,7 +96,8 @@ def to_pixels(image: Image, how: Preprocess) -> NDArray[np.uint8]:
     import torch
 
     # torch shares the array's memory: it warns about one that is read-only and refuses negative strides.
-    planes = torch.from_numpy(np.require(_checked(image), requirements=["C", "W"])).permute(2, 0, 1)
+    whole = np.require(_checked(image), requirements=["C", "W"])
+    planes = torch.from_numpy(whole if min(whole.strides) > 0 else whole.copy()).permute(2, 0, 1)
     pixels: NDArray[np.uint8] = planes_to_pixels(planes, how).numpy()
     return pixels
 
@@ -283,7 +284,7 @@ def _upright(image: Image, orientation: int) -> Image:
         image = image[::-1]
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
-    return np.ascontiguousarray(image)
+    return image.copy()  # ascontiguousarray would leave negative strides along an axis of one pixel
 
 
 def _orientation(exif: bytes) -> int:

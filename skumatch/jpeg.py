@@ -11,6 +11,7 @@ from typing import Final
 _EXIF, _SCAN, _END = 0xE1, 0xDA, 0xD9
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _COMMON: Final = frozenset((0xC0, 0xC2))  # baseline and progressive, Huffman coded
+_SCANS: Final = 100  # a picture has about ten; thousands of empty ones over a large frame take minutes to decode
 _ODD: Final = frozenset((0x01, 0xD8, 0xDC))  # a second start, a height that follows the picture: no usual file
 # Frame headers, Huffman and quantisation tables, restart interval; JFIF and Adobe say how colours are coded.
 _KEPT: Final = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDD, 0xE0, 0xEE} - {0xC8})
@@ -18,7 +19,10 @@ _MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in coded data: neit
 
 
 def stripped(data: bytes) -> tuple[bytes, bytes]:
-    """Return ``data`` without metadata segments, and the EXIF block. Raises ValueError where it ends too early."""
+    """Return ``data`` without metadata segments, and the EXIF block.
+
+    Raises ValueError where it ends too early and for more than 100 scans.
+    """
     parts, exif, at = [data[:2]], b"", 2
     while True:
         at = data.find(b"\xff", at)  # decoders skip junk between segments, so this does too
@@ -41,6 +45,8 @@ def stripped(data: bytes) -> tuple[bytes, bytes]:
         at = end
     if data.rfind(b"\xff\xd9", at) < 0:
         raise ValueError("it has no end")
+    if (scans := data.count(b"\xff\xda", at)) > _SCANS:  # coded data has no such bytes
+        raise ValueError(f"it has {scans} scans")
     return b"".join([*parts, data[at:]]), exif
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from skumatch.csv_cells import plain_cell
 from skumatch.errors import DataError, nearest
 from skumatch.readers_common import safe_text, shown
 
@@ -53,7 +54,8 @@ class Table:
 def read_table(path: Path) -> Table:
     """Open a manifest by its suffix: ``.parquet``, ``.tsv`` (tabs), else CSV with commas, semicolons or tabs.
 
-    Text is UTF-8 with or without a byte order mark; other bytes survive as surrogates. Raises DataError, here or while
+    Text is UTF-8 with or without a byte order mark; other bytes survive as surrogates. Text that stands behind an
+    apostrophe lest a spreadsheet runs it comes without (see ``csv_cells``). Raises DataError, here or while
     iterating, for a file that cannot be read, an empty file, a column named twice or a line with too many or few cells.
     """
     if path.suffix.lower() == ".parquet":
@@ -72,7 +74,7 @@ def _text_records(path: Path) -> Iterator[Record]:
             reader = csv.reader(stream, delimiter=_delimiter(path, stream))
             for cells in reader:
                 if any(cells):
-                    yield reader.line_num, cells
+                    yield reader.line_num, [plain_cell(cell) if cell[:1] == "'" else cell for cell in cells]
     except OSError as error:
         raise DataError(f"cannot read {shown(path)}: {error.strerror}", "check the path and its permissions") from error
     except csv.Error as error:

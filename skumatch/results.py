@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import IO, Any, Protocol
 
 from skumatch import artefact
+from skumatch.csv_cells import safe_cell
 from skumatch.errors import ConfigError
 from skumatch.match import CropMatches
 from skumatch.readers import safe_text
@@ -50,7 +51,7 @@ class Writer(Protocol):
 
 
 class CsvWriter:
-    """Comma-separated lines under a header; undecodable bytes in paths come out as they were."""
+    """Comma-separated lines under a header; undecodable bytes in paths come out as they were, formulas as text."""
 
     def __init__(self, stream: IO[str], header: bool = True) -> None:
         self.stream = stream
@@ -75,6 +76,8 @@ class CsvWriter:
 def _cell(value: Any) -> Any:
     if value is None:
         return ""
+    if isinstance(value, str):
+        return safe_cell(value)
     return f"{value:.6f}" if isinstance(value, float) else value
 
 

@@ -341,3 +341,13 @@ def test_damaged_bytes_decode_or_raise_image_error(kind: str) -> None:
             outcomes.add("decoded")
             assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     assert outcomes == {"refused", "decoded"}
+
+
+def test_a_jpeg_of_a_thousand_scans_is_not_decoded() -> None:
+    buffer = BytesIO()
+    PILImage.fromarray(np.zeros((64, 64, 3), np.uint8)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data[data.rfind(b"\xff\xda") : -2]
+    assert read_image(data[:-2] + 10 * last + data[-2:]).shape == (64, 64, 3)
+    with pytest.raises(ImageError, match=r"corrupt or truncated jpeg \(it has 1\d\d\d scans\)"):
+        read_image(data[:-2] + 1000 * last + data[-2:])

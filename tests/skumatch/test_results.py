@@ -56,6 +56,21 @@ def test_csv(tmp_path: Path) -> None:
     assert [line["probability"] for line in lines] == ["0.987654", "", ""]
 
 
+def test_a_name_that_a_spreadsheet_would_run_is_text_in_csv_alone(tmp_path: Path) -> None:
+    name, crop = "=cmd|' /C calc'!A0", Path("-1.jpg")
+    odd = CropMatches(crop, (Match(name, "", -0.5, 1, 7, "@views/1.jpg", "accept"),))
+    bad = CropMatches(crop, (), ImageError("-1.jpg: empty, not an image", "replace it"))
+    csv_text = written(tmp_path / "a.csv", odd, bad).read_text()
+    assert csv_text.splitlines()[1:] == [
+        f"'-1.jpg,1,'{name},-0.500000,'@views/1.jpg,accept,,",
+        "'-1.jpg,,,,,error,,\"'-1.jpg: empty, not an image\"",
+    ]
+    assert json.loads(written(tmp_path / "a.jsonl", odd).read_text())["sku"] == name
+    import pyarrow.parquet as pq
+
+    assert pq.read_table(written(tmp_path / "a.parquet", odd)).to_pylist()[0]["sku"] == name
+
+
 def test_json_lines(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in written(tmp_path / "a.jsonl", GOOD, BAD).read_text().splitlines()]
     assert lines == [*records(GOOD), *records(BAD)]
