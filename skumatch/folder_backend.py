@@ -123,7 +123,7 @@ class FolderBackend:
         index = held.pieces.index_facts
         return {
             "parent": held.published.facts["parent"],
-            "made": held.published.facts["time"],
+            "made": held.made,
             "reason": held.published.facts["reason"],
             "segments": len(held.pieces.segments),
             "index": index["index"]["kind"] if index else "exact",

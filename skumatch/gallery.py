@@ -62,6 +62,11 @@ class Gallery:
         return self.published.name
 
     @property
+    def made(self) -> str:
+        """When the version was published, ISO 8601 with its offset from UTC."""
+        return str(self.published.facts["time"])
+
+    @property
     def skus(self) -> SkuNames:
         """Names of the SKUs by code; each has at least one view."""
         return self._views.skus

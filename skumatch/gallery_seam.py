@@ -104,6 +104,11 @@ class AnyGallery(Protocol):
         ...
 
     @property
+    def made(self) -> str:
+        """When the version was published, ISO 8601 with its offset from UTC."""
+        ...
+
+    @property
     def identity(self) -> str:
         """Text that differs where anything differs that the gallery answers."""
         ...

@@ -5,15 +5,18 @@ The command line, the service and Python programs all hold a Matcher. It knows n
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from skumatch import techniques
 from skumatch.backend import open_gallery
 from skumatch.calibration import FILE, Calibration, Decision, evidence_of, shrunk
+from skumatch.crops import expand
 from skumatch.embed import Embedded, Pipeline, Progress, Source, no_progress
 from skumatch.encoder import Encoder, asking, open_engine, pixels_on
 from skumatch.errors import GalleryError, ImageError, SpecMismatch
@@ -25,6 +28,9 @@ from skumatch.search import Search, search_of
 from skumatch.spec import Ids, Vectors
 from skumatch.technique_store import Store
 from skumatch.testviews import with_views
+
+if TYPE_CHECKING:
+    from skumatch.explain import Explanation
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,13 @@ class Match:
 
 @dataclass(frozen=True)
 class CropMatches:
-    """All answers for one crop, best first; on an unreadable crop no answers and the ``error``."""
+    """All answers for one crop, best first, from the gallery's ``version``; on an unreadable crop no answers and the
+    ``error``."""
 
     crop: Source
     matches: tuple[Match, ...]
     error: ImageError | None = None
+    version: str = ""
 
     def __post_init__(self) -> None:
         scores = [match.score for match in self.matches]
@@ -66,10 +74,61 @@ class CropMatches:
         return self.matches[0].decision if self.matches else "error"
 
 
+@dataclass(frozen=True)
+class Held:
+    """One version of a gallery, prepared for one way of searching. It never changes, so threads may share it."""
+
+    gallery: AnyGallery
+    store: Store
+    search: Search
+    calibration: Calibration | None
+
+    @staticmethod
+    def of(gallery: AnyGallery, where: Mapping[str, str], search: Search, calibration: Calibration | None) -> Held:
+        """Prepare the SKUs of ``gallery`` that are as ``where`` says. Raises GalleryError when none is."""
+        dim = gallery.spec.dim
+        chosen = gallery.selected(where)
+        if not techniques.reads_all(search.technique):  # the ids of a gallery on a server take long to read
+            return Held(gallery, chosen, search, calibration)
+        store = techniques.prepared(search.technique, chosen, chosen.ids, lambda: ExactIndex(dim))
+        return Held(gallery, store, search, calibration)
+
+    def answers(self, queries: Vectors, k: int) -> list[tuple[Match, ...]]:
+        """Return for each of float32 (N, D) ``queries`` (see ``asking``) its ``k`` nearest SKUs, best first."""
+        found = techniques.search(self.search.technique, self.store, queries, max(k, 2))  # a decision looks at two
+        probabilities = self._probabilities(found)
+        return [
+            self._matches((found.scores[line, :k], found.skus[line, :k], found.views[line, :k]), probabilities[line])
+            for line in range(len(queries))
+        ]
+
+    def _probabilities(self, found: Nearest) -> list[float | None]:
+        """Return how probably each best answer is right; None without a calibration."""
+        rule = self.calibration
+        if rule is None:
+            return [None] * len(found.skus)
+        alike = [shrunk(*self.gallery.cohesion(int(code)), rule.typical) for code in found.skus[:, 0]]
+        return list(rule.probability(evidence_of(found, np.array(alike, np.float64))).tolist())
+
+    def _matches(self, found: tuple[Vectors, Ids, Ids], probability: float | None) -> tuple[Match, ...]:
+        gallery, rule = self.gallery, self.calibration
+        decision = "review" if rule is None or probability is None else rule.decide(probability)
+        answers = []
+        for rank, (score, code, view) in enumerate(zip(*found, strict=True), start=1):
+            if code < 0:
+                break
+            sku, title = gallery.skus[int(code)], gallery.title(int(code))
+            source = gallery.view(int(view)).source
+            sure = probability if rank == 1 else None
+            answers.append(Match(sku, title, float(score), rank, int(view), source, decision, sure))
+        return tuple(answers)
+
+
 class Matcher:
     """Answers crops from one gallery with the encoder that the gallery was built with.
 
-    Without a ``calibration`` (see ``skumatch calibrate``) every answer is for review.
+    Without a ``calibration`` (see ``skumatch calibrate``) every answer is for review. Several threads may use one
+    Matcher at once: each batch is answered from one version of the gallery, also while another thread refreshes it.
     """
 
     def __init__(
@@ -100,7 +159,7 @@ class Matcher:
     @property
     def gallery(self) -> AnyGallery:
         """The version that answers."""
-        return self._held[0]
+        return self._held.gallery
 
     def refresh(self) -> bool:
         """Answer from the gallery's current version from the next batch on; return whether that is another one.
@@ -111,17 +170,29 @@ class Matcher:
         gallery = self.gallery.refreshed()
         if gallery is self.gallery:
             return False
-        gallery.require(self.encoder.spec)
-        self._held = self._prepared(gallery)  # one assignment: a thread that is answering keeps the old pair
+        self._held = self._prepared(gallery)  # one assignment: a thread that is answering keeps the old one
         return True
 
-    def _prepared(self, gallery: AnyGallery) -> tuple[AnyGallery, Store]:
-        dim = gallery.spec.dim
-        chosen = gallery.selected(self.where)
-        technique = self.search.technique
-        if not techniques.reads_all(technique):  # the ids of a gallery on a server take long to read
-            return gallery, chosen
-        return gallery, techniques.prepared(technique, chosen, chosen.ids, lambda: ExactIndex(dim))
+    def on(self, gallery: AnyGallery) -> Matcher:
+        """Return a Matcher like this one that answers from another ``gallery`` or version. Raises as the constructor
+        does."""
+        other = copy.copy(self)
+        other._held = other._prepared(gallery)
+        return other
+
+    def among(self, where: Mapping[str, str]) -> Matcher:
+        """Return a Matcher like this one, of the same version, whose answers are only SKUs with the facts ``where``.
+
+        Everything that is open is shared. Raises GalleryError when no SKU is like that.
+        """
+        other = copy.copy(self)
+        other.where = dict(where)
+        other._held = other._prepared(self.gallery)
+        return other
+
+    def _prepared(self, gallery: AnyGallery) -> Held:
+        gallery.require(self.encoder.spec)
+        return Held.of(gallery, self.where, self.search, self.calibration)
 
     @classmethod
     def open(
@@ -137,8 +208,7 @@ class Matcher:
         address such as "milvus://host:19530/name".
 
         ``runtime`` and ``precision``: what runs it, see ``open_engine``; ``where``: see the constructor. Raises
-        ModelError, GalleryError, SpecMismatch,
-        ArtefactError, DeviceError or ConfigError.
+        ModelError, GalleryError, SpecMismatch, ArtefactError, DeviceError or ConfigError.
         """
         encoder = open_engine(model, device, runtime, precision)
         opened = open_gallery(gallery, pixels_on(encoder) or "cpu")
@@ -151,49 +221,39 @@ class Matcher:
         """
         return list(self.stream(images, k))
 
+    def match_paths(
+        self, paths: Iterable[Path | str], k: int = 5, progress: Progress = no_progress
+    ) -> Iterator[CropMatches]:
+        """Match files, the pictures in folders, and globs, as ``stream`` does; for a folder of a million crops.
+
+        Raises DataError for a name that is none of these.
+        """
+        return self.stream(expand(str(path) for path in paths), k, progress)
+
     def stream(self, crops: Iterable[Source], k: int = 5, progress: Progress = no_progress) -> Iterator[CropMatches]:
-        """Match crops as they come, in order, in bounded memory; for a folder of a million crops."""
+        """Match crops as they come, in order, in bounded memory. Raises GalleryError when ``k`` is below 1."""
         if k < 1:
             raise GalleryError(f"k is {k}", "ask for at least one SKU")
         for batch in self.pipeline.embed(crops, self.encoder, progress):
             yield from self._answer(batch, k)
 
+    def answers(self, vectors: Vectors, k: int = 5) -> list[tuple[Match, ...]]:
+        """Return the ``k`` nearest SKUs, best first, for each of float32 (N, D) ``vectors``, as ``encoder`` gives them;
+        for programs that decode and batch on their own."""
+        return self._held.answers(asking(self.encoder, vectors), k)
+
+    def explain(self, match: Match) -> Explanation:
+        """Say why a crop got this answer: the reference view, its SKU's other views, the nearest look-alike, and
+        what the decision needed. Raises GalleryError when the view is gone from the gallery."""
+        from skumatch.explain import explain
+
+        return explain(self.gallery, self.calibration, match)
+
     def _answer(self, batch: Embedded, k: int) -> Iterator[CropMatches]:
-        # the decision looks at the second SKU
-        gallery, store = self._held
-        found = techniques.search(self.search.technique, store, asking(self.encoder, batch.vectors), max(k, 2))
-        probabilities = self._probabilities(gallery, found)
-        line_of = {int(place): line for line, place in enumerate(batch.good)}
-        for place, (source, error) in enumerate(zip(batch.sources, batch.errors, strict=True)):
-            if error is not None:
-                yield CropMatches(source, (), error)
-                continue
-            line = line_of[place]
-            answers = found.scores[line, :k], found.skus[line, :k], found.views[line, :k]
-            yield CropMatches(source, self._matches(gallery, answers, probabilities[line]))
-
-    def _probabilities(self, gallery: AnyGallery, found: Nearest) -> list[float | None]:
-        """Return how probably each best answer is right; None without a calibration."""
-        rule = self.calibration
-        if rule is None:
-            return [None] * len(found.skus)
-        alike = [shrunk(*gallery.cohesion(int(code)), rule.typical) for code in found.skus[:, 0]]
-        return list(rule.probability(evidence_of(found, np.array(alike, np.float64))).tolist())
-
-    def _matches(
-        self, gallery: AnyGallery, found: tuple[Vectors, Ids, Ids], probability: float | None
-    ) -> tuple[Match, ...]:
-        rule = self.calibration
-        decision = "review" if rule is None or probability is None else rule.decide(probability)
-        answers = []
-        for rank, (score, code, view) in enumerate(zip(*found, strict=True), start=1):
-            if code < 0:
-                break
-            sku, title = gallery.skus[int(code)], gallery.title(int(code))
-            source = gallery.view(int(view)).source
-            sure = probability if rank == 1 else None
-            answers.append(Match(sku, title, float(score), rank, int(view), source, decision, sure))
-        return tuple(answers)
+        held = self._held
+        found = iter(held.answers(asking(self.encoder, batch.vectors), k))
+        for source, error in zip(batch.sources, batch.errors, strict=True):
+            yield CropMatches(source, () if error else next(found), error, held.gallery.version)
 
 
 def calibration_of(model: Path | str) -> Calibration | None:

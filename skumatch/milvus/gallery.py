@@ -63,6 +63,11 @@ class MilvusGallery:
         return self.head.name
 
     @property
+    def made(self) -> str:
+        """When the version was published, ISO 8601 with its offset from UTC."""
+        return self.head.time
+
+    @property
     def identity(self) -> str:
         """What differs where anything that the gallery answers may differ."""
         return f"{self.store.uri} {self.store.name} {self.head.to_text()}"

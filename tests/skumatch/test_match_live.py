@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from skumatch.embed import Pipeline, Source
 from skumatch.encoder import Encoder
 from skumatch.enrol import Supply, build_gallery
-from skumatch.errors import ArtefactError, GalleryError, SpecMismatch
+from skumatch.errors import ArtefactError, DataError, GalleryError, SpecMismatch
 from skumatch.gallery import open_gallery
 from skumatch.gallery_changes import create_from, remove_skus, set_facts
 from skumatch.gallery_versions import prune
@@ -108,3 +109,53 @@ def test_a_refresh_that_cannot_be_leaves_the_version_in_use(
     assert narrow.gallery is gallery
     (found,) = narrow.match([patterns / "test" / "sku-1" / "5.png"], 1)
     assert found.matches[0].sku == "sku-1"
+
+
+def test_many_threads_share_a_matcher_while_another_refreshes_it(
+    matcher: Matcher, encoder: Encoder, gallery_path: Path, patterns: Path
+) -> None:
+    asked = [path for path in crops(patterns) if "sku-0" in str(path) or "sku-1" in str(path)]
+    seen: list[tuple[str, list[str]]] = []
+
+    def work() -> None:
+        for _ in range(20):
+            found = matcher.match(asked, 1)
+            assert [crop.crop for crop in found] == asked
+            for crop in found:
+                seen.append((crop.version, [match.sku for match in crop.matches]))
+
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(work) for _ in range(8)]
+        remove_skus(open_gallery(gallery_path), ["sku-0"])
+        assert matcher.refresh()
+        for one in running:
+            one.result()
+        assert matcher.match(asked, 1)[0].version == "v000002"
+    for version, skus in seen:
+        assert ("sku-0" in skus) <= (version == "v000001")
+    per_version = {version: [skus for at, skus in seen if at == version] for version in ("v000001", "v000002")}
+    assert sum(map(len, per_version.values())) == len(seen) == 8 * 20 * 4
+    assert all(skus != ["sku-0"] for skus in per_version["v000002"])
+
+
+def test_matchers_share_what_is_open(matcher: Matcher, gallery_path: Path, patterns: Path) -> None:
+    narrow = matcher.among({"brand": "brand-1"})
+    assert narrow.gallery is matcher.gallery and narrow.encoder is matcher.encoder and not matcher.where
+    assert {m.sku for crop in narrow.match(crops(patterns), 6) for m in crop.matches} == {"sku-1", "sku-3", "sku-5"}
+    assert len(matcher.match(crops(patterns)[:1], 6)[0].matches) == 6
+    remove_skus(open_gallery(gallery_path), ["sku-1"])
+    later = narrow.on(narrow.gallery.refreshed())
+    assert {m.sku for crop in later.match(crops(patterns), 6) for m in crop.matches} == {"sku-3", "sku-5"}
+    assert narrow.gallery.version == "v000001" and later.gallery.version == "v000002"
+    with pytest.raises(GalleryError, match="no SKU has brand=x"):
+        matcher.among({"brand": "x"})
+
+
+def test_paths_folders_and_globs_are_streamed(matcher: Matcher, patterns: Path) -> None:
+    folder = patterns / "test"
+    whole = [str(crop.crop) for crop in matcher.match_paths([folder], 1)]
+    assert whole == [str(path) for path in crops(patterns)]
+    some = list(matcher.match_paths([folder / "sku-2", str(folder / "sku-3" / "*.png"), folder / "sku-4" / "4.png"], 1))
+    assert [crop.matches[0].sku for crop in some] == ["sku-2"] * 2 + ["sku-3"] * 2 + ["sku-4"]
+    with pytest.raises(DataError, match="none does not exist"):
+        list(matcher.match_paths(["none"]))

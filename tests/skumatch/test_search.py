@@ -114,5 +114,5 @@ def test_prototypes_are_the_mean_of_each_skus_views(gallery: Gallery, make_encod
 
 
 def test_nothing_is_prepared_for_the_plain_search(gallery: Gallery, encoder: Encoder) -> None:
-    assert Matcher(encoder, gallery)._held[1].index is gallery.index
+    assert Matcher(encoder, gallery)._held.store.index is gallery.index
     assert Search().technique == NEAREST
