@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 import skumatch
-from skumatch.cli import data, gallery, gallery_show, gallery_versions
+from skumatch.cli import data, gallery, gallery_show, gallery_versions, keys
 from skumatch.cli.audit import audit
 from skumatch.cli.bench import bench
 from skumatch.cli.calibrate import calibrate
@@ -25,6 +25,7 @@ from skumatch.cli.export import export
 from skumatch.cli.finetune import finetune
 from skumatch.cli.init import init
 from skumatch.cli.match import match
+from skumatch.cli.serve import serve
 from skumatch.cli.sweep import sweep
 from skumatch.cli.synth import synth
 from skumatch.errors import SkumatchError
@@ -65,10 +66,12 @@ app.command()(export)
 app.command()(bench)
 app.command()(match)
 app.command()(embed)
+app.command()(serve)
 app.add_typer(gallery.app, name="gallery")
 gallery_show.register(gallery.app)
 gallery_versions.register(gallery.app)
 app.add_typer(data.app, name="data")
+app.add_typer(keys.app, name="keys")
 app.command()(demo)
 app.command()(doctor)
 

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skumatch.backend import open_gallery as open_gallery
+    from skumatch.client import Client as Client
+    from skumatch.client_wire import ServiceError as ServiceError
     from skumatch.dataset import Dataset as Dataset
     from skumatch.encoder import Encoder as Encoder
     from skumatch.encoder import open_encoder as open_encoder
     from skumatch.errors import SkumatchError as SkumatchError
+    from skumatch.explain import Explanation as Explanation
     from skumatch.gallery import Gallery as Gallery
     from skumatch.match import CropMatches as CropMatches
     from skumatch.match import Match as Match
@@ -24,12 +27,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Client": "skumatch.client",
     "CropMatches": "skumatch.match",
     "Dataset": "skumatch.dataset",
     "Encoder": "skumatch.encoder",
+    "Explanation": "skumatch.explain",
     "Gallery": "skumatch.gallery",
     "Match": "skumatch.match",
     "Matcher": "skumatch.match",
+    "ServiceError": "skumatch.client_wire",
     "SkumatchError": "skumatch.errors",
     "Spec": "skumatch.spec",
     "open_dataset": "skumatch.readers",

@@ -96,15 +96,17 @@ def fsync_dir(folder: Path) -> None:
         os.close(handle)
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Replace ``path`` by ``data`` atomically and durably. Raises ArtefactError when the disk refuses.
 
-    ``path`` is then as it was, or, where the disk failed after the replacement, whole with ``data`` but not durable.
+    ``mode``: who may read and write it, less the process's umask. ``path`` is then as it was, or, where the disk failed
+    after the replacement, whole with ``data`` but not durable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     with disk_errors(path):
         try:
-            with temporary.open("wb") as stream:
+            with os.fdopen(os.open(temporary, how, mode), "wb") as stream:
                 take_lock(stream.fileno(), temporary)
                 stream.write(data)
                 stream.flush()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 from skumatch import artefact
 from skumatch.errors import ConfigError, DataError, nearest
 from skumatch.milvus.address import Address, is_milvus, parse
+from skumatch.serve.settings import Settings
 
 if TYPE_CHECKING:
     from skumatch.dataset import Dataset
@@ -72,6 +73,7 @@ class Workspace:
     model: ModelConfig
     gallery: GalleryConfig = field(default_factory=GalleryConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    service: Settings = field(default_factory=Settings)
 
     @staticmethod
     def find(start: Path) -> Workspace:
@@ -91,6 +93,7 @@ class Workspace:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             raise ConfigError(f"{path} is not valid TOML ({error})", "correct it") from error
         sections = {"data": DataConfig, "model": ModelConfig, "gallery": GalleryConfig, "runtime": RuntimeConfig}
+        sections["service"] = Settings
         _known(table, list(sections), str(path))
         made = {name: _section(cls, table.get(name, {}), f"{path} [{name}]") for name, cls in sections.items()}
         return Workspace(folder, **made)

@@ -1,0 +1,189 @@
+"""``POST /v1/match`` and ``POST /v1/embed``: pictures in, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from skumatch.dataset import parse_filters
+from skumatch.errors import ImageError
+from skumatch.match import Match
+from skumatch.serve import bodies
+from skumatch.serve.engine import Picture
+from skumatch.serve.guard import require
+from skumatch.serve.problems import Problem
+from skumatch.serve.schemas import (
+    VIEW_URL,
+    CropSaid,
+    GallerySaid,
+    MatchesSaid,
+    MatchSaid,
+    ModelSaid,
+    VectorSaid,
+    VectorsSaid,
+    failures,
+)
+
+if TYPE_CHECKING:
+    from skumatch.serve.loaded import Loaded
+    from skumatch.serve.service import Service
+
+JSON = "application/json"
+
+
+async def may_match(request: Request) -> None:
+    """Raise Problem unless the request's key may match."""
+    require(request, "match")
+
+
+router = APIRouter(prefix="/v1", tags=["match"], dependencies=[Depends(may_match)])
+Deadline = Annotated[
+    float | None, Query(gt=0, allow_inf_nan=False, description="Seconds until an answer is worth nothing.")
+]
+Where = Annotated[
+    list[str], Query(max_length=16, description="COLUMN=TEXT: only SKUs with this fact; may be given several times.")
+]
+
+
+@router.post(
+    "/match",
+    response_model=MatchesSaid,
+    responses=failures(408, 413, 415, 504),
+    openapi_extra=bodies.SCHEMA,
+    operation_id="match",
+    summary="Which SKU does each picture show",
+)
+async def match(request: Request, k: int = 5, where: Where = [], deadline: Deadline = None) -> Response:  # noqa: B006
+    """Answer each picture with its ``k`` nearest SKUs, best first, and a decision.
+
+    A picture among several that cannot be read has the decision "error"; where none can be read the status is 422.
+    """
+    service: Service = request.app.state.service
+    if not 1 <= k <= service.settings.max_k:
+        raise Problem(422, f"k is {k}", f"ask for 1 to {service.settings.max_k} SKUs")
+    filters = parse_filters(where)
+    async with within(service, deadline):
+        sent = await received(request, service)
+        loaded = service.loaded
+        found = await service.engine.match(loaded, sent, k, filters)
+        refuse_unreadable(found)
+        results = [crop_said(picture.name, one) for picture, one in zip(sent, found, strict=True)]
+        for result in results:
+            service.metrics.decisions.labels(result.decision).inc()
+        if service.reviews is not None:
+            results = await kept(service, loaded, sent, results)
+    said = MatchesSaid(
+        results=results, model=ModelSaid(**loaded.model), gallery=gallery_said(loaded), request=id_of(request)
+    )
+    return Response(said.model_dump_json(), media_type=JSON, headers={"ETag": etag(loaded)})
+
+
+@router.post(
+    "/embed",
+    response_model=VectorsSaid,
+    responses=failures(408, 413, 415, 504),
+    openapi_extra=bodies.SCHEMA,
+    operation_id="embed",
+    summary="The embedding of each picture",
+)
+async def embed(request: Request, deadline: Deadline = None) -> Response:
+    """Return each picture's vector of unit length, as the gallery's views have it."""
+    service: Service = request.app.state.service
+    async with within(service, deadline):
+        sent = await received(request, service)
+        loaded = service.loaded
+        found = await service.engine.embed(loaded, sent)
+        refuse_unreadable(found)
+    results = [vector_said(picture.name, one) for picture, one in zip(sent, found, strict=True)]
+    dim = loaded.matcher.encoder.spec.dim
+    said = VectorsSaid(results=results, model=ModelSaid(**loaded.model), dim=dim, request=id_of(request))
+    return Response(said.model_dump_json(), media_type=JSON)
+
+
+async def received(request: Request, service: Service) -> list[Picture]:
+    """Return the request's pictures. Raises Problem as ``bodies.pictures`` does."""
+    begun = time.perf_counter()
+    sent = await bodies.pictures(request, service)
+    service.metrics.stages.labels("read").observe(time.perf_counter() - begun)
+    return sent
+
+
+@asynccontextmanager
+async def within(service: Service, deadline: float | None) -> AsyncIterator[None]:
+    """Raise Problem 504 when the block takes longer than the deadline, the service's where that is less."""
+    seconds = min(deadline or service.settings.deadline, service.settings.deadline)
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        service.metrics.refused.labels("deadline").inc()
+        raise Problem(504, f"no answer within {seconds:g} s", "allow more time, or send less at once") from error
+
+
+def refuse_unreadable(found: Sequence[Any]) -> None:
+    """Raise the first picture's ImageError where none could be read."""
+    if found and all(isinstance(one, ImageError) for one in found):
+        raise found[0]
+
+
+def crop_said(name: str, found: tuple[Match, ...] | ImageError) -> CropSaid:
+    """Return what is answered of one crop."""
+    if isinstance(found, ImageError):
+        return CropSaid(name=name, decision="error", probability=None, matches=[], error=str(found))
+    if not found:
+        return CropSaid(name=name, decision="unknown", probability=None, matches=[], error=None)
+    said = [match_said(one) for one in found]
+    return CropSaid(name=name, decision=found[0].decision, probability=found[0].probability, matches=said, error=None)
+
+
+def match_said(one: Match) -> MatchSaid:
+    """Return what is answered of one SKU."""
+    url = VIEW_URL.format(view=one.view)
+    return MatchSaid(rank=one.rank, sku=one.sku, title=one.title, score=one.score, view=one.view, view_url=url)
+
+
+def vector_said(name: str, found: Any) -> VectorSaid:
+    """Return what is answered of one picture's vector."""
+    if isinstance(found, ImageError):
+        return VectorSaid(name=name, vector=None, error=str(found))
+    return VectorSaid(name=name, vector=found.tolist(), error=None)
+
+
+async def kept(service: Service, loaded: Loaded, sent: Sequence[Picture], results: list[CropSaid]) -> list[CropSaid]:
+    """Keep the doubtful crops for review and return the results with the ids under which they are kept."""
+    reviews = service.reviews
+    named = []
+    for picture, result in zip(sent, results, strict=True):
+        if reviews is not None and result.decision in ("review", "unknown"):
+            facts = {
+                "name": picture.name,
+                "decision": result.decision,
+                "probability": result.probability,
+                "candidates": [one.model_dump(include={"sku", "score", "view"}) for one in result.matches],
+                "model": loaded.model["digest"],
+                "gallery": loaded.gallery.version,
+            }
+            made = await asyncio.get_running_loop().run_in_executor(None, reviews.keep, picture.data, facts)
+            result = result.model_copy(update={"review": made})
+        named.append(result)
+    return named
+
+
+def gallery_said(loaded: Loaded) -> GallerySaid:
+    """Return which version answered."""
+    return GallerySaid(version=loaded.gallery.version)
+
+
+def etag(loaded: Loaded) -> str:
+    """Return the ETag of what a version answers."""
+    return f'"{loaded.gallery.version}"'
+
+
+def id_of(request: Request) -> str:
+    """Return the request's id, which the guard gave it."""
+    return str(request.state.request_id)
