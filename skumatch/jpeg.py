@@ -11,7 +11,7 @@ from typing import Final
 _EXIF, _SCAN, _END = 0xE1, 0xDA, 0xD9
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _COMMON: Final = frozenset((0xC0, 0xC2))  # baseline and progressive, Huffman coded
-_SCANS: Final = 100  # a picture has about ten; thousands of empty ones over a large frame take minutes to decode
+_SCANS: Final = 100  # a picture has about ten; each more costs a pass over the whole frame
 _ODD: Final = frozenset((0x01, 0xD8, 0xDC))  # a second start, a height that follows the picture: no usual file
 # Frame headers, Huffman and quantisation tables, restart interval; JFIF and Adobe say how colours are coded.
 _KEPT: Final = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDD, 0xE0, 0xEE} - {0xC8})

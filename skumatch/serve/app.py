@@ -55,9 +55,7 @@ def make_app(service: Service) -> Guard:
         service.metrics.request(facts["route"] or "none", facts["status"], facts["ms"] / 1000)
         access.write(facts)
 
-    guard = Guard(app, service.settings, service.keys, log)
-    service.on_drain = guard.drain
-    return guard
+    return Guard(app, service.settings, service.keys, log)
 
 
 own = APIRouter()

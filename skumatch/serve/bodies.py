@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import python_multipart  # noqa: F401  # starlette would miss it only when the first form comes
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from skumatch.errors import ImageError
@@ -80,13 +81,10 @@ async def _parts(request: Request, most: int) -> list[Picture]:
         async with request.form(max_files=most, max_fields=FIELDS) as form:
             files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
             found = [Picture((file.filename or "")[:NAME], await file.read()) for file in files]
-    except Exception as error:
-        if isinstance(error, MultiPartException) or getattr(error, "status_code", 0) == 400:
-            said = str(getattr(error, "message", "") or getattr(error, "detail", ""))
-            if said.startswith("Too many files"):
-                raise too_many(most + 1, most) from error
-            raise Problem(400, f"the form cannot be read ({said})", "send multipart/form-data") from error
-        raise
+    except HTTPException as error:  # what starlette makes of a broken form inside an app
+        if error.detail.startswith("Too many files"):
+            raise too_many(most + 1, most) from error
+        raise Problem(400, f"the form cannot be read ({error.detail})", "send multipart/form-data") from error
     if not found:
         raise Problem(400, "the form holds no file", "send each picture as a file part named images")
     return found

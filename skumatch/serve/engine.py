@@ -27,8 +27,6 @@ from skumatch.serve.problems import Problem
 from skumatch.serve.settings import Settings
 from skumatch.spec import Pixels, Vectors
 
-Found = tuple[Match, ...] | NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -37,6 +35,14 @@ class Picture:
     name: str
     data: bytes
     error: ImageError | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of a picture: its ``vector``, float32 (D,), and its nearest SKUs where they were asked for."""
+
+    vector: NDArray[np.float32]
+    matches: tuple[Match, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Engine:
 
     async def match(
         self, loaded: Loaded, pictures: Sequence[Picture], k: int, where: Mapping[str, str]
-    ) -> list[tuple[Match, ...] | ImageError]:
+    ) -> list[Found | ImageError]:
         """Return each picture's ``k`` nearest SKUs among those that are as ``where`` says, or why it cannot be read.
 
         Raises Problem when the queue is full, GalleryError when no SKU is as ``where`` says.
@@ -74,11 +80,11 @@ class Engine:
         matcher = loaded.known(where)
         if matcher is None:
             matcher = await asyncio.get_running_loop().run_in_executor(None, loaded.among, dict(where))
-        return await self._all(pictures, loaded.matcher.encoder, matcher, k)  # type: ignore[return-value]
+        return await self._all(pictures, loaded.matcher.encoder, matcher, k)
 
-    async def embed(self, loaded: Loaded, pictures: Sequence[Picture]) -> list[NDArray[np.float32] | ImageError]:
-        """Return each picture's vector, float32 (D,), or why it cannot be read. Raises Problem."""
-        return await self._all(pictures, loaded.matcher.encoder, None, 1)  # type: ignore[return-value]
+    async def embed(self, loaded: Loaded, pictures: Sequence[Picture]) -> list[Found | ImageError]:
+        """Return each picture's vector, or why it cannot be read. Raises Problem."""
+        return await self._all(pictures, loaded.matcher.encoder, None, 1)
 
     async def _all(
         self, pictures: Sequence[Picture], encoder: Encoder, matcher: Matcher | None, k: int
@@ -123,7 +129,7 @@ class Engine:
         begun = time.perf_counter()
         vectors = jobs[0].encoder.encode(np.stack([job.pixels for job in jobs]))
         encoded = time.perf_counter()
-        found: list[Found] = list(vectors)
+        found = [Found(vector) for vector in vectors]
         for matcher in {id(job.matcher): job.matcher for job in jobs if job.matcher is not None}.values():
             self._search(matcher, jobs, vectors, found)
         self.metrics.stages.labels("encode").observe(encoded - begun)
@@ -135,7 +141,7 @@ class Engine:
         lines = [line for line, job in enumerate(jobs) if job.matcher is matcher]
         answers = matcher.answers(vectors[lines], max(jobs[line].k for line in lines))
         for line, answer in zip(lines, answers, strict=True):
-            found[line] = answer[: jobs[line].k]
+            found[line] = Found(vectors[line], answer[: jobs[line].k])
 
     def _told(self, told: Told) -> None:
         self.metrics.batch(told)

@@ -29,12 +29,10 @@ HOW = "send `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 class Guard:
     """ASGI middleware around ``app``; ``log`` is given the facts of each request after its answer.
 
-    The app finds ``principal`` (Principal or None) and ``request_id`` in ``scope["state"]``. While ``draining`` is
-    True every answer asks the client to close the connection, so that it opens the next one elsewhere.
+    The app finds ``principal`` (Principal or None) and ``request_id`` in ``scope["state"]``.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, keys: Keys, log: Callable[[dict[str, Any]], None]) -> None:
-        self.draining = False
         self.app = app
         self._settings = settings
         self._keys = keys
@@ -44,10 +42,6 @@ class Guard:
         self._wrong = Buckets(WRONG_KEYS / 60, WRONG_KEYS)
         self._store = Store(max(HELD, settings.max_body))
 
-    def drain(self) -> None:
-        """Ask the clients to go elsewhere, from the next answer on."""
-        self.draining = True
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises what the app raised if its answer had begun, so that the connection is cut."""
         if scope["type"] == "lifespan":
@@ -56,7 +50,7 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        extra = {**(TLS if self._settings.tls_cert else {}), **({"connection": "close"} if self.draining else {})}
+        extra = TLS if self._settings.tls_cert else {}
         exchange = Exchange(scope, Body(receive, self._settings, self._store), send, extra)
         try:
             await self._serve(exchange)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
@@ -14,7 +14,7 @@ from skumatch.dataset import parse_filters
 from skumatch.errors import ImageError
 from skumatch.match import Match
 from skumatch.serve import bodies
-from skumatch.serve.engine import Picture
+from skumatch.serve.engine import Found, Picture
 from skumatch.serve.guard import require
 from skumatch.serve.problems import Problem
 from skumatch.serve.schemas import (
@@ -31,6 +31,7 @@ from skumatch.serve.schemas import (
 
 if TYPE_CHECKING:
     from skumatch.serve.loaded import Loaded
+    from skumatch.serve.reviews import Reviews
     from skumatch.serve.service import Service
 
 JSON = "application/json"
@@ -46,7 +47,12 @@ Deadline = Annotated[
     float | None, Query(gt=0, allow_inf_nan=False, description="Seconds until an answer is worth nothing.")
 ]
 Where = Annotated[
-    list[str], Query(max_length=16, description="COLUMN=TEXT: only SKUs with this fact; may be given several times.")
+    list[str],
+    Query(
+        default_factory=list,
+        max_length=16,
+        description="COLUMN=TEXT: only SKUs with this fact; may be given several times.",
+    ),
 ]
 
 
@@ -58,7 +64,7 @@ Where = Annotated[
     operation_id="match",
     summary="Which SKU does each picture show",
 )
-async def match(request: Request, k: int = 5, where: Where = [], deadline: Deadline = None) -> Response:  # noqa: B006
+async def match(request: Request, where: Where, k: int = 5, deadline: Deadline = None) -> Response:
     """Answer each picture with its ``k`` nearest SKUs, best first, and a decision.
 
     A picture among several that cannot be read has the decision "error"; where none can be read the status is 422.
@@ -76,7 +82,7 @@ async def match(request: Request, k: int = 5, where: Where = [], deadline: Deadl
         for result in results:
             service.metrics.decisions.labels(result.decision).inc()
         if service.reviews is not None:
-            results = await kept(service, loaded, sent, results)
+            results = await kept(service.reviews, loaded, sent, results)
     said = MatchesSaid(
         results=results, model=ModelSaid(**loaded.model), gallery=gallery_said(loaded), request=id_of(request)
     )
@@ -125,20 +131,19 @@ async def within(service: Service, deadline: float | None) -> AsyncIterator[None
         raise Problem(504, f"no answer within {seconds:g} s", "allow more time, or send less at once") from error
 
 
-def refuse_unreadable(found: Sequence[Any]) -> None:
+def refuse_unreadable(found: Sequence[Found | ImageError]) -> None:
     """Raise the first picture's ImageError where none could be read."""
-    if found and all(isinstance(one, ImageError) for one in found):
-        raise found[0]
+    errors = [one for one in found if isinstance(one, ImageError)]
+    if errors and len(errors) == len(found):
+        raise errors[0]
 
 
-def crop_said(name: str, found: tuple[Match, ...] | ImageError) -> CropSaid:
+def crop_said(name: str, found: Found | ImageError) -> CropSaid:
     """Return what is answered of one crop."""
     if isinstance(found, ImageError):
         return CropSaid(name=name, decision="error", probability=None, matches=[], error=str(found))
-    if not found:
-        return CropSaid(name=name, decision="unknown", probability=None, matches=[], error=None)
-    said = [match_said(one) for one in found]
-    return CropSaid(name=name, decision=found[0].decision, probability=found[0].probability, matches=said, error=None)
+    best, said = found.matches[0], [match_said(one) for one in found.matches]  # no gallery is without SKUs
+    return CropSaid(name=name, decision=best.decision, probability=best.probability, matches=said, error=None)
 
 
 def match_said(one: Match) -> MatchSaid:
@@ -147,19 +152,18 @@ def match_said(one: Match) -> MatchSaid:
     return MatchSaid(rank=one.rank, sku=one.sku, title=one.title, score=one.score, view=one.view, view_url=url)
 
 
-def vector_said(name: str, found: Any) -> VectorSaid:
+def vector_said(name: str, found: Found | ImageError) -> VectorSaid:
     """Return what is answered of one picture's vector."""
     if isinstance(found, ImageError):
         return VectorSaid(name=name, vector=None, error=str(found))
-    return VectorSaid(name=name, vector=found.tolist(), error=None)
+    return VectorSaid(name=name, vector=found.vector.tolist(), error=None)
 
 
-async def kept(service: Service, loaded: Loaded, sent: Sequence[Picture], results: list[CropSaid]) -> list[CropSaid]:
+async def kept(reviews: Reviews, loaded: Loaded, sent: Sequence[Picture], results: list[CropSaid]) -> list[CropSaid]:
     """Keep the doubtful crops for review and return the results with the ids under which they are kept."""
-    reviews = service.reviews
     named = []
     for picture, result in zip(sent, results, strict=True):
-        if reviews is not None and result.decision in ("review", "unknown"):
+        if result.decision in ("review", "unknown"):
             facts = {
                 "name": picture.name,
                 "decision": result.decision,

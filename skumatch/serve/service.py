@@ -59,7 +59,6 @@ class Service:
         self.fetcher = fetcher(settings)
         self.engine = Engine(settings, self.metrics)
         self.draining = False
-        self.on_drain: Callable[[], None] = lambda: None
         self._loader = Loader(models, home, Pipeline(settings.batch, settings.workers, settings.max_pixels))
         self._loaded: Loaded | None = None
         self._changes = ThreadPoolExecutor(1, "skumatch-changes")
@@ -109,35 +108,28 @@ class Service:
         ``expect``: the version that must be the current one, "" for any. The audit log says what begins and what became
         of it. Raises Problem 412 where the version is another, and what ``work`` raises.
         """
-        return await asyncio.shield(self._change(principal, action, about, work, expect))
+        said = {"who": principal.name, "action": action, **about}
 
-    async def _change(
-        self,
-        principal: Principal,
-        action: str,
-        about: dict[str, Any],
-        work: Callable[[Backend, Writer], T],
-        expect: str,
-    ) -> T:
+        def audited(writer: Writer) -> T:
+            before = self.home.gallery().version
+            if expect and expect != before:
+                raise Problem(412, f"the gallery's version is {before}, not {expect}", "read it again")
+            self.audit.write(**said, state="begun", version=before)
+            try:
+                result = work(self.home, writer)
+            except Exception as error:
+                self.audit.write(**said, state="failed", error=str(error), version=before)
+                raise
+            self.audit.write(**said, state="done", version=self.home.gallery().version)
+            return result
+
+        return await asyncio.shield(self._changed(action, audited))
+
+    async def _changed(self, action: str, work: Callable[[Writer], T]) -> T:
         async with self._changing:
             writer = Writer(self.loaded, self._loader.pipeline)
-            said = {"who": principal.name, "action": action, **about}
-
-            def run() -> T:
-                before = self.home.gallery().version
-                if expect and expect != before:
-                    raise Problem(412, f"the gallery's version is {before}, not {expect}", "read it again")
-                self.audit.write(**said, state="begun", version=before)
-                try:
-                    result = work(self.home, writer)
-                except Exception as error:
-                    self.audit.write(**said, state="failed", error=str(error), version=self.home.gallery().version)
-                    raise
-                self.audit.write(**said, state="done", version=self.home.gallery().version)
-                return result
-
             try:
-                return await self._elsewhere(run)
+                return await self._elsewhere(lambda: work(writer))
             finally:
                 await self._take_up(action, self._loader.refresh)  # a newer model waits until it is asked for
 
@@ -175,7 +167,6 @@ class Service:
     async def drain(self) -> None:
         """Say that no new requests should be sent here; those that come are still answered."""
         self.draining = True
-        self.on_drain()
 
     async def close(self) -> None:
         """Finish what was begun and end the threads."""

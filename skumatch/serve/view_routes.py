@@ -41,6 +41,7 @@ from skumatch.serve.uploads import Uploads, require_readable
 if TYPE_CHECKING:
     from skumatch.backend import Backend
     from skumatch.segment import ViewRow
+    from skumatch.serve.keys import Principal
     from skumatch.serve.service import Service, Writer
 
 Enrol = Callable[[Supply], Enrolled[Any]]
@@ -87,9 +88,7 @@ async def add_views(
 ) -> EnrolledSaid:
     """Add pictures to a SKU, which need not exist: all of them, or none where one cannot be read (422)."""
     sent = Sent(sku, title, await readable(request))
-    about = {"sku": sku, "pictures": len(sent.pictures)}
-    service: Service = request.app.state.service
-    return marked(response, await service.change(who, "views.add", about, partial(add, service.uploads, sent), expect))
+    return marked(response, await enrol(request, "views.add", sent, add, (who, expect)))
 
 
 @router.put(
@@ -105,10 +104,7 @@ async def replace_views(
 ) -> EnrolledSaid:
     """Let pictures stand for all views that a SKU has: all of them, or none where one cannot be read (422)."""
     sent = Sent(sku, title, await readable(request))
-    about = {"sku": sku, "pictures": len(sent.pictures)}
-    service: Service = request.app.state.service
-    work = partial(replace, service.uploads, sent)
-    return marked(response, await service.change(who, "views.replace", about, work, expect))
+    return marked(response, await enrol(request, "views.replace", sent, replace, (who, expect)))
 
 
 @router.get(
@@ -187,6 +183,15 @@ async def readable(request: Request) -> list[tuple[str, bytes]]:
     named = [(picture.name or f"picture {number}", picture.data) for number, picture in enumerate(found, 1)]
     await aside(request, partial(require_readable, named, service.settings.max_pixels))
     return named
+
+
+async def enrol(
+    request: Request, action: str, sent: Sent, work: Callable[..., EnrolledSaid], asked: tuple[Principal, str]
+) -> EnrolledSaid:
+    """Let ``work`` enrol what was sent, for ``asked``: who, and which version is to be the current one."""
+    service: Service = request.app.state.service
+    about = {"sku": sent.sku, "pictures": len(sent.pictures)}
+    return await service.change(asked[0], action, about, partial(work, service.uploads, sent), asked[1])
 
 
 def add(uploads: Uploads, sent: Sent, home: Backend, writer: Writer) -> EnrolledSaid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,99 +20,87 @@ from skumatch.segment import NewView
 from skumatch.serve.keys import LOCAL
 from skumatch.serve.problems import Problem
 from skumatch.serve.service import Service, Writer
-from tests.skumatch.serving import FakeModels, client, make_gallery, make_service
+from tests.skumatch.serving import FakeModels, client, make_service
 
 PNG = {"Content-Type": "image/png"}
 
 
 @pytest.fixture
-def gallery_path(patterns: Path, encoder: Encoder, tmp_path: Path) -> Path:
-    return make_gallery(patterns, encoder, tmp_path / "gallery")
+def gallery_path(service: Service, tmp_path: Path) -> Path:
+    return tmp_path / "gallery"
 
 
-@pytest.fixture
-def service(gallery_path: Path, encoder: Encoder, tmp_path: Path) -> Service:
-    return make_service(gallery_path, encoder, tmp_path)
-
-
-@pytest.fixture
-def http(service: Service) -> Iterator[TestClient]:
-    with client(service) as found:
-        yield found
-
-
-def best(http: TestClient, path: Path) -> tuple[str, str]:
+def best(api: TestClient, path: Path) -> tuple[str, str]:
     """Return (SKU, version)."""
-    said = http.post("/v1/match", content=path.read_bytes(), headers=PNG).json()
+    said = api.post("/v1/match", content=path.read_bytes(), headers=PNG).json()
     return said["results"][0]["matches"][0]["sku"], said["gallery"]["version"]
 
 
-def test_health(http: TestClient, service: Service) -> None:
-    assert http.get("/healthz").json() == http.get("/readyz").json() == {"status": "ok"}
+def test_health(api: TestClient, service: Service) -> None:
+    assert api.get("/healthz").json() == api.get("/readyz").json() == {"status": "ok"}
     asyncio.run(service.drain())
-    assert http.get("/healthz").status_code == 200
-    gone = http.get("/readyz")
+    assert api.get("/healthz").status_code == 200
+    gone = api.get("/readyz")
     assert (gone.status_code, gone.json()["error"], gone.headers["retry-after"]) == (503, "going away", "1")
-    assert gone.headers["connection"] == "close"
 
 
 def test_a_service_without_a_gallery_is_not_ready(gallery_path: Path, encoder: Encoder, tmp_path: Path) -> None:
     service = make_service(gallery_path, encoder, tmp_path)
     service._loaded = None
-    with client(service) as http:
-        assert http.get("/readyz").status_code == 503 and http.get("/healthz").status_code == 200
-        answer = http.post("/v1/match", content=b"x", headers=PNG)
+    with client(service) as api:
+        assert api.get("/readyz").status_code == 503 and api.get("/healthz").status_code == 200
+        answer = api.post("/v1/match", content=b"x", headers=PNG)
     assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
 
 
-def test_what_is_not_there_is_said_as_everything_else_is(http: TestClient) -> None:
+def test_what_is_not_there_is_said_as_everything_else_is(api: TestClient) -> None:
     for method, path, status in (("GET", "/v1/x", 404), ("GET", "/docs", 404), ("PUT", "/v1/match", 405)):
-        answer = http.request(method, path)
+        answer = api.request(method, path)
         assert answer.status_code == status and set(answer.json()) == {"error", "todo", "request"}
-    assert http.request("PUT", "/v1/match").headers["allow"] == "POST"
+    assert api.request("PUT", "/v1/match").headers["allow"] == "POST"
 
 
 def test_a_reload_takes_up_what_others_published(
-    http: TestClient, service: Service, gallery_path: Path, patterns: Path
+    api: TestClient, service: Service, gallery_path: Path, patterns: Path
 ) -> None:
     crop = patterns / "test" / "sku-0" / "5.png"
-    assert best(http, crop) == ("sku-0", "v000001")
-    assert http.post("/v1/reload").json()["changed"] is False
+    assert best(api, crop) == ("sku-0", "v000001")
+    assert api.post("/v1/reload").json()["changed"] is False
     remove_skus(open_gallery(gallery_path), ["sku-0"])
-    assert best(http, crop) == ("sku-0", "v000001")
-    said = http.post("/v1/reload").json()
+    assert best(api, crop) == ("sku-0", "v000001")
+    said = api.post("/v1/reload").json()
     assert said["changed"] is True and said["gallery"] == {"version": "v000002"}
-    sku, version = best(http, crop)
+    sku, version = best(api, crop)
     assert sku != "sku-0" and version == "v000002"
-    text = http.get("/metrics").text
+    text = api.get("/metrics").text
     assert 'skumatch_reloads_total{result="new"} 1.0' in text and 'result="same"} 1.0' in text
 
 
 def test_a_reload_that_fails_leaves_what_answers(
-    http: TestClient, service: Service, gallery_path: Path, patterns: Path, make_encoder: Callable[[int], Encoder]
+    api: TestClient, service: Service, gallery_path: Path, patterns: Path, make_encoder: Callable[[int], Encoder]
 ) -> None:
     view = NewView("a", "", "", b"", np.eye(1, 32, dtype=np.float32)[0])
     create_from(gallery_path, make_encoder(1).spec, [view])
-    answer = http.post("/v1/reload")
+    answer = api.post("/v1/reload")
     assert answer.status_code == 409 and "built with another model" in answer.json()["error"]
     crop = patterns / "test" / "sku-0" / "5.png"
-    assert best(http, crop) == ("sku-0", "v000001")
+    assert best(api, crop) == ("sku-0", "v000001")
     models = service._loader.models
     assert isinstance(models, FakeModels)
     models.encoder = make_encoder(1)
-    assert http.post("/v1/reload").json()["changed"] is True
-    assert best(http, crop) == ("a", "v000002")
+    assert api.post("/v1/reload").json()["changed"] is True
+    assert best(api, crop) == ("a", "v000002")
 
 
 def test_somebody_elses_change_is_seen_where_the_service_watches(
     gallery_path: Path, encoder: Encoder, tmp_path: Path, patterns: Path
 ) -> None:
-    with client(make_service(gallery_path, encoder, tmp_path, watch=0.02)) as http:
+    with client(make_service(gallery_path, encoder, tmp_path, watch=0.02)) as api:
         remove_skus(open_gallery(gallery_path), ["sku-0"])
         crop = patterns / "test" / "sku-0" / "5.png"
-        while best(http, crop)[1] != "v000002":
+        while best(api, crop)[1] != "v000002":
             pass
-        assert best(http, crop)[0] != "sku-0"
+        assert best(api, crop)[0] != "sku-0"
 
 
 def test_a_change_is_answered_from_at_once_and_audited(service: Service, tmp_path: Path) -> None:
@@ -185,8 +173,8 @@ def test_changes_take_turns(service: Service) -> None:
     assert service.loaded.gallery.version == "v000005" and len(service.loaded.gallery.skus) == 2
 
 
-def test_the_document_names_every_route_with_its_failures(http: TestClient) -> None:
-    document = http.get("/openapi.json").json()
+def test_the_document_names_every_route_with_its_failures(api: TestClient) -> None:
+    document = api.get("/openapi.json").json()
     assert {"/v1/match", "/v1/embed", "/v1/reload", "/healthz", "/readyz", "/metrics"} <= set(document["paths"])
     ids = [one["operationId"] for path in document["paths"].values() for one in path.values()]
     assert len(ids) == len(set(ids))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from starlette.testclient import TestClient
 
 from skumatch.embed import Pipeline
@@ -15,20 +14,7 @@ from skumatch.encoder import Encoder
 from skumatch.gallery import open_gallery
 from skumatch.gallery_changes import remove_skus
 from skumatch.gallery_rebuild import rebuild
-from skumatch.serve.service import Service
 from tests.skumatch.serving import client, make_gallery, make_service
-
-
-@pytest.fixture
-def service(patterns: Path, encoder: Encoder, tmp_path: Path) -> Service:
-    """Return a service over 6 SKUs, sku-0 to sku-5, of 4 views each."""
-    return make_service(make_gallery(patterns, encoder, tmp_path / "gallery"), encoder, tmp_path)
-
-
-@pytest.fixture
-def api(service: Service) -> Iterator[TestClient]:
-    with client(service) as found:
-        yield found
 
 
 def version(api: TestClient) -> str:

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pytest
 from starlette.testclient import TestClient
 
-from skumatch.encoder import Encoder
 from skumatch.gallery import open_gallery
 from skumatch.gallery_changes import set_facts
 from skumatch.serve.service import Service
-from tests.skumatch.serving import client, make_gallery, make_service
-
-
-@pytest.fixture
-def service(patterns: Path, encoder: Encoder, tmp_path: Path) -> Service:
-    """Return a service over 6 SKUs, sku-0 to sku-5, of 4 views each."""
-    return make_service(make_gallery(patterns, encoder, tmp_path / "gallery"), encoder, tmp_path)
-
-
-@pytest.fixture
-def api(service: Service) -> Iterator[TestClient]:
-    with client(service) as found:
-        yield found
+from tests.skumatch.serving import client
 
 
 def audited(folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -31,18 +31,6 @@ from tests.skumatch.serving import FakeModels, client, make_gallery, make_servic
 
 Draw = Callable[[int, int], PILImage.Image]
 PNG = {"Content-Type": "image/png"}
-
-
-@pytest.fixture
-def service(patterns: Path, encoder: Encoder, tmp_path: Path) -> Service:
-    """Return a service over 6 SKUs, sku-0 to sku-5, of 4 views each."""
-    return make_service(make_gallery(patterns, encoder, tmp_path / "gallery"), encoder, tmp_path)
-
-
-@pytest.fixture
-def api(service: Service) -> Iterator[TestClient]:
-    with client(service) as found:
-        yield found
 
 
 @pytest.fixture
