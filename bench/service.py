@@ -49,8 +49,12 @@ def rungs(work: Path, options: argparse.Namespace) -> dict[str, Callable[[], Any
         with space.start() as server:
             return run(space, server)
 
+    def speed(name: str) -> Any:
+        return served(fast(work, options.data, options.weights, name), lambda space, at: rates(space, at, False))
+
     return {
-        "rates": lambda: served(fast(work, options.data, options.weights), lambda space, at: rates(space, at, False)),
+        "rates": lambda: speed("rates"),
+        "light": lambda: speed("light"),
         "mutants": lambda: served(small(work, "mutants"), lambda space, at: broken_pictures(at, MUTANTS, WARM)),
         "soak": lambda: served(small(work, "soak"), lambda space, at: soak(at, space.shop(), options.soak)),
         "ended": lambda: [served(small(work, "ended"), lambda space, at: ended(at, space.crops)) for _ in range(5)],
@@ -94,12 +98,11 @@ def arguments() -> argparse.Namespace:
 
 def say(figures: dict[str, Any]) -> None:
     """Print what was measured."""
-    rate, broken, soaked = (figures[name] for name in ("rates", "mutants", "soak"))
-    half = rate["half the rate"]
-    print(f"\n{rate['model']}: files {rate['files/s']:.1f}/s, requests of 16 clients {rate['requests/s']:.1f}/s")
-    print(f"load generator: {rate['load']:.0%} of a core; one client alone: {rate['single ms']:.1f} ms (median)")
-    parts = ", ".join(f"{name} {half[f'{name} ms']:.1f} ms" for name in ("p50", "p95", "p99", "p100"))
-    print(f"{half['asked a second']:.1f} requests a second at random moments: {parts}")
+    broken, soaked = (figures[name] for name in ("mutants", "soak"))
+    print()
+    for name in ("rates", "light"):
+        if name in figures:
+            say_rates(figures[name])
     print(f"mutants: {broken['pictures']:,} in {broken['statuses']}, {broken['decisions']}")
     print(f"memory after some and after all: {broken['MB before']:.0f} MB, {broken['MB after']:.0f} MB")
     print(f"soak: {soaked['answered']:,} answers of {soaked['versions']} versions in {soaked['seconds']:.0f} s")
@@ -109,6 +112,15 @@ def say(figures: dict[str, Any]) -> None:
     for one in figures["ended"]:
         print(f"SIGTERM: {one['answered']:,} answered, {one['statuses']}, exit {one['exit code']}")
     print(f"SIGKILL: {figures['killed']['acknowledged']:,} changes acknowledged\n")
+
+
+def say_rates(rate: dict[str, Any]) -> None:
+    """Print how many were answered and how soon."""
+    half = rate["half the rate"]
+    print(f"{rate['model']}: files {rate['files/s']:.1f}/s, requests of 16 clients {rate['requests/s']:.1f}/s")
+    print(f"load generator: {rate['load']:.0%} of a core; one client alone: {rate['single ms']:.1f} ms (median)")
+    parts = ", ".join(f"{name} {half[f'{name} ms']:.1f} ms" for name in ("p50", "p95", "p99", "p100"))
+    print(f"{half['asked a second']:.1f} requests a second at random moments: {parts}")
 
 
 def claim(result: Result) -> None:

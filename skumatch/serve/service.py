@@ -131,7 +131,17 @@ class Service:
             try:
                 return await self._elsewhere(lambda: work(writer))
             finally:
-                await self._take_up(action, self._loader.refresh)  # a newer model waits until it is asked for
+                await self._refresh(action)
+
+    async def _refresh(self, action: str) -> None:
+        """Answer from the gallery's new version; a newer model waits until it is asked for.
+
+        Where that fails, the change is made all the same: the log and the metrics say that it is not answered from yet.
+        """
+        try:
+            await self._take_up(action, self._loader.refresh)
+        except SkumatchError as error:
+            LOG.error("%s: the gallery's new version does not answer yet: %s", action, error)
 
     async def _take_up(self, why: str, load: Callable[[Loaded], Loaded]) -> bool:
         """Answer from what ``load`` returns from now on; return whether that is another."""

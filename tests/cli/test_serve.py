@@ -123,6 +123,15 @@ def test_what_is_unsafe_or_cannot_be_is_one_line_and_exit_code_2(workspace: Path
             assert done.code == 2 and words in line, (options, done.err)
 
 
+@pytest.mark.parametrize("lacking", ["fastapi", "python_multipart", "sqlalchemy", "uvicorn"])
+def test_an_extra_that_is_not_installed_is_named(lacking: str, tmp_path: Path) -> None:
+    code = "import sys; sys.modules[sys.argv.pop()] = None; from skumatch.cli.app import main; main()"
+    command = [sys.executable, "-c", code, "serve", lacking]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 2 and ran.stdout == ""
+    assert ran.stderr == f"error: {lacking} is not installed - pip install 'skumatch[serve]'\n"
+
+
 def test_settings_that_cannot_be_are_named(workspace: Path, skumatch: Skumatch) -> None:
     config = workspace / "skumatch.toml"
     text = config.read_text()

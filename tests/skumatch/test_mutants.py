@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
+import os
 import subprocess
 import sys
 from io import BytesIO
@@ -23,6 +23,7 @@ from skumatch.readers import open_dataset
 from tests.skumatch.mutants import EDITS, EVERY, draw, mutants, sku_of
 
 SLACK = 1.1  # times the memory after the warm-up
+KEPT_OUT = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives big blocks back as they are freed: what stays is ours
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def matcher(patterns: Path, encoder: Encoder, tmp_path: Path) -> Matcher:
     return Matcher(encoder, open_gallery(tmp_path / "gallery"), Pipeline(batch=16, workers=2))
 
 
-def anonymous(process: str = "self") -> int:
+def anonymous(process: int) -> int:
     """Return the bytes of memory that a process has for itself. Skips the test where the system does not tell."""
     status = Path(f"/proc/{process}/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -79,22 +80,6 @@ def test_the_same_from_files(matcher: Matcher, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_leave_memory_as_it_was(matcher: Matcher) -> None:
-    made = list(mutants(2, 10_000))
-    failed, used = 0, []
-    for start in range(0, len(made), 1000):  # answers are not kept: an error holds on to the file it speaks of
-        some = made[start : start + 1000]
-        found = list(matcher.stream((data for _, data in some), 3))
-        check([name for name, _ in some], found)
-        failed += sum(crop.error is not None for crop in found)
-        del found
-        gc.collect()
-        used.append(anonymous())
-    assert failed > 5000
-    assert used[-1] < SLACK * used[1]
-
-
-@pytest.mark.slow
 def test_the_command_matches_ten_thousand(patterns: Path, tmp_path: Path) -> None:
     command = str(Path(sys.executable).parent / "skumatch")
     model = ["--data", str(patterns), "--model", "open_clip:skumatch-tiny-96", "--random-init"]
@@ -106,17 +91,20 @@ def test_the_command_matches_ten_thousand(patterns: Path, tmp_path: Path) -> Non
     for name, data in made:
         (crops / name).write_bytes(data)
     words = [command, "match", str(crops), "--topk", "1", "--json"]
+    env = {**os.environ, **KEPT_OUT}
     # what it says goes to a file: nobody reads a pipe meanwhile
     with (
         (tmp_path / "said").open("wb") as said,
-        subprocess.Popen(words, cwd=tmp_path / "shop", stdout=subprocess.PIPE, stderr=said, text=True) as process,
+        subprocess.Popen(
+            words, cwd=tmp_path / "shop", stdout=subprocess.PIPE, stderr=said, text=True, env=env
+        ) as process,
     ):
         assert process.stdout is not None
         rows, used = [], []
         for line in process.stdout:
             rows.append(json.loads(line))
             if len(rows) % 500 == 0:
-                used.append(anonymous(str(process.pid)))
+                used.append(anonymous(process.pid))
     assert process.returncode == 0, (tmp_path / "said").read_text()[-2000:]
     assert "Traceback" not in (tmp_path / "said").read_text()
     assert [Path(row["crop"]).name for row in rows] == [name for name, _ in made]

@@ -152,6 +152,28 @@ def test_a_change_does_not_wait_for_a_newer_model(service: Service, make_encoder
     asyncio.run(run())
 
 
+def test_a_change_is_made_also_where_its_version_cannot_be_taken_up(
+    service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(held: object) -> None:
+        raise GalleryError("its file is gone", "look at the disk")
+
+    def work(home: Backend, writer: Writer) -> str:
+        home.remove_skus(["sku-1"])
+        return "done"
+
+    async def run() -> None:
+        await service.start()
+        with monkeypatch.context() as patch:
+            patch.setattr(service._loader, "refresh", broken)
+            assert await service.change(LOCAL, "remove", {}, work) == "done"
+        assert service.loaded.gallery.version == "v000001" and "its file is gone" in caplog.text
+        assert await service.reload("test") and service.loaded.gallery.version == "v000002"
+        await service.close()
+
+    asyncio.run(run())
+
+
 def test_changes_take_turns(service: Service) -> None:
     order: list[str] = []
 

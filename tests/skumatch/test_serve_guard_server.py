@@ -72,16 +72,16 @@ def test_what_follows_a_refused_body_is_not_taken_for_a_request(server: Served) 
 @pytest.mark.parametrize(
     "line",
     [
-        b"X-Request-Id: abc\rSet-Cookie: evil=1",
-        b"X-Request-Id: abc\nSet-Cookie : evil=1",
-        b"X-Request-Id: abc\r\n Set-Cookie: evil=1",
-        b"X-Request-Id: abc\x00",
-        b"X-Request-Id: abc%0d%0aSet-Cookie: evil=1",
+        b"X-Request-Id: xyz\rSet-Cookie: evil=1",
+        b"X-Request-Id: xyz\nSet-Cookie : evil=1",
+        b"X-Request-Id: xyz\r\n Set-Cookie: evil=1",
+        b"X-Request-Id: xyz\x00",
+        b"X-Request-Id: xyz%0d%0aSet-Cookie: evil=1",
     ],
 )
 def test_no_header_is_injected_by_a_request_id(server: Served, line: bytes) -> None:
     answer = server.ask(b"GET /v1/skus HTTP/1.1\r\n" + HOST + line + b"\r\n" + CLOSE + b"\r\n")
-    assert answers_in(answer) == 1 and b"evil" not in answer and b"abc" not in answer
+    assert answers_in(answer) == 1 and b"evil" not in answer and b"xyz" not in answer
 
 
 def test_no_header_or_log_line_is_injected_by_an_address(server: Served) -> None:
