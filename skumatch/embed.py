@@ -5,10 +5,6 @@ Knows nothing about galleries or labels. An unreadable picture is reported in it
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +31,6 @@ S = TypeVar("S")
 R = TypeVar("R")
 Read = tuple[Pixels | Jpeg, Any] | ImageError  # a picture and what ``also`` gave, or why there is none
 BATCH = 32
-NICE = 19  # of 0 to 19, the most: work ahead of the engine is wanted when the engine waits
 DECODE = ("auto", "cpu", "gpu")
 LARGEST = 4_000_000  # bytes of a JPEG that may wait for a GPU; a larger one is decoded on the thread that read it
 
@@ -157,7 +152,7 @@ def ordered_batches(
     """
     stream = iter(items)
     waiting: deque[tuple[S, Future[R]]] = deque()
-    pool, wait = ThreadPoolExecutor(workers, initializer=step_back), True
+    pool, wait = ThreadPoolExecutor(workers), True
     try:
         while True:
             for item in islice(stream, 3 * batch - len(waiting)):
@@ -171,13 +166,6 @@ def ordered_batches(
         raise
     finally:
         pool.shutdown(wait=wait, cancel_futures=True)
-
-
-def step_back() -> None:
-    """Give this thread little of a core that another wants; Linux alone has priorities per thread."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def _finished(begun: Iterable[Callable[[], Embedded]], ahead: int) -> Iterator[Embedded]:

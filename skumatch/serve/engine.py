@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skumatch import images
-from skumatch.embed import cores, step_back
+from skumatch.embed import cores
 from skumatch.encoder import Encoder
 from skumatch.errors import ImageError
 from skumatch.match import Match, Matcher
@@ -64,7 +64,7 @@ class Engine:
         self.metrics = metrics
         self.inside = 0  # pictures taken on and not answered yet
         self._pace = 0.0  # seconds per picture, lately
-        self._pool = ThreadPoolExecutor(settings.workers or cores(), "skumatch-decode", initializer=step_back)
+        self._pool = ThreadPoolExecutor(settings.workers or cores(), "skumatch-decode")
         self.batcher: Batcher[Job, Found] = Batcher(
             self._work, lambda job: id(job.encoder), settings.batch, settings.delay, self._told
         )

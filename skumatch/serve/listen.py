@@ -6,10 +6,14 @@ Knows nothing about HTTP except one answer: that there are too many connections.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import errno
 import os
 import socket
 import ssl
+import struct
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +28,17 @@ BURST = 64  # connections accepted before the loop does something else
 EXTRA = 64  # connections beyond the limit that are told so; more are closed without a word
 ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}  # "localhost" often has an IPv6 address where there is no IPv6
 AGAIN = 0.5  # seconds until accepting is tried again when the process has no file descriptors left
+SO_ATTACH_FILTER = 26  # Linux, socket(7)
+INSTRUCTION = struct.Struct("HBBI")  # struct sock_filter: code, where to go if so, if not, value
+NO_SYN = b"".join(
+    INSTRUCTION.pack(*one)
+    for one in (
+        (0x30, 0, 0, 13),  # load the byte of a TCP header that holds its flags
+        (0x45, 0, 1, 0x02),  # SYN: a new connection is asked for
+        (0x06, 0, 0, 0),  # drop it
+        (0x06, 0, 0, 0xFFFFFFFF),  # let everything else pass
+    )
+)
 FULL = Problem(503, "too many connections are open", "close idle connections, or come again later", 1.0)
 
 
@@ -58,12 +73,21 @@ class Door:
             sock.setblocking(False)
             self._loop.add_reader(sock.fileno(), self._accept, sock)
 
-    def close(self) -> None:
-        """Accept every connection that waits, then stop listening.
+    def take_no_more(self) -> None:
+        """Let the system ignore who asks for a connection from now on; those that are being made are still accepted.
 
         The system makes connections on its own until a socket is closed, and resets those that wait to be accepted
-        then: what is made in the microseconds between the last look and the end is lost.
+        then. Only Linux can do this; elsewhere what is made between the last look and the end is lost.
         """
+        if sys.platform == "linux":
+            program = ctypes.create_string_buffer(NO_SYN, len(NO_SYN))
+            for sock in self.sockets:
+                with contextlib.suppress(OSError):
+                    filled = struct.pack("HP", len(NO_SYN) // INSTRUCTION.size, ctypes.addressof(program))
+                    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filled)
+
+    def close(self) -> None:
+        """Accept every connection that waits, then stop listening."""
         for sock in self.sockets:
             while self._accept(sock):
                 pass

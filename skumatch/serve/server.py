@@ -25,6 +25,7 @@ from skumatch.serve.protocol import CLOSE, HEAD, Careful, fastest
 from skumatch.serve.settings import Settings
 
 MOMENT = 1.0  # seconds that an accepted connection has for its request, or its next, when the process ends
+HANDSHAKE = 0.1  # seconds in which connections that are being made get here when no more are wanted
 TICK = 0.02  # seconds between looks at whether everything is answered
 LOG = logging.getLogger("skumatch.serve")
 
@@ -117,6 +118,8 @@ class Server(uvicorn.Server):
         for connection in self._connections():
             connection.say_goodbye()
         await asyncio.sleep(self.settings.drain)
+        door.take_no_more()
+        await asyncio.sleep(HANDSHAKE)
         door.close()
         end = asyncio.get_running_loop().time() + self.settings.grace
         state = self.server_state

@@ -111,8 +111,10 @@ def test_a_finished_run_publishes_a_model_with_its_history(whole: tuple[str, Pat
     assert not (run / "checkpoints").exists()
 
 
-# In stage 1, at the end of stage 1, in the middle of an epoch, at an epoch's end, before the first step.
-@pytest.mark.parametrize("steps", [1, STEPS, STEPS + 2, 2 * STEPS, 0])
+# In the middle of an epoch, in stage 1, at the end of stage 1, at an epoch's end, before the first step.
+@pytest.mark.parametrize(
+    "steps", [STEPS + 2, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (1, STEPS, 2 * STEPS, 0))]
+)
 def test_stop_and_resume_end_in_the_same_weights(
     whole: tuple[str, Path], patterns: Path, tmp_path: Path, steps: int
 ) -> None:

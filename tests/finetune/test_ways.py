@@ -75,7 +75,10 @@ class StopAfter:
         return self.left < 0
 
 
-@pytest.mark.parametrize("name", WAYS)
+QUICK = ("lora", "guarded head", "both, whitened", "mixes", "noise")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in WAYS])
 def test_it_ends_in_a_model_and_resumes_exactly(name: str, patterns: Path, tmp_path: Path) -> None:
     recipe = recipe_of(WAYS[name])
     straight = run(patterns, tmp_path / "straight", recipe)

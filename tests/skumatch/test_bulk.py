@@ -96,6 +96,7 @@ def test_a_finished_job_is_only_looked_at(run: Run, encoder: Encoder, tmp_path: 
     assert sum(told) == 36 and (tmp_path / "out" / DONE).stat().st_mtime_ns == done
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_whole_shards(run: Run, store: Path, tmp_path: Path) -> None:
     """SIGKILL in the midst of the third shard, in a process of its own."""
     script = f"""

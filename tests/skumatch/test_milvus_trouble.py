@@ -270,7 +270,8 @@ def finished(shop: Shop, job: str, turn: int, gallery: MilvusGallery) -> None:
     shop.holds()
 
 
-@pytest.mark.parametrize("job", [pytest.param(job, marks=() if job == "add" else pytest.mark.slow) for job in JOBS])
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS)
 def test_whichever_request_is_cut(
     job: str, shop: Shop, proxy: Proxy, hasty: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", ["network", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_vectors_are_those_of_torch(name: str, tmp_path: Path) -> None:
     encoder = TorchEncoder(build(SOURCES[name]), device="cpu")
     file = tmp_path / "model.onnx"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -108,6 +109,31 @@ def test_an_answer_that_has_not_begun_says_that_the_connection_closes() -> None:
         streams[1].close()
 
     with_server(body)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can ignore who asks for a connection")
+def test_nobody_gets_in_between_the_last_look_and_the_end() -> None:
+    async def main() -> None:
+        sock = bind("127.0.0.1", 0)[0]
+        address: Address = sock.getsockname()
+        door = Door([sock], asyncio.Protocol, lambda: 0, Settings(), None)
+        sock.setblocking(False)
+        waiting = [socket.create_connection(address, timeout=5) for _ in range(10)]
+        door.take_no_more()
+        with pytest.raises(TimeoutError):  # it is neither made nor refused
+            await asyncio.to_thread(socket.create_connection, address, 0.2)
+        for connection in waiting:
+            connection.sendall(b"what was made goes on")
+        door.close()
+        await asyncio.gather(*door.opening)
+        for connection in waiting:
+            connection.setblocking(False)
+            with pytest.raises(BlockingIOError):  # open, and nothing was said
+                connection.recv(1)
+            connection.close()
+        await asyncio.sleep(0.05)
+
+    asyncio.run(main())
 
 
 def test_a_door_that_closes_takes_in_who_waits_and_nobody_else() -> None:

@@ -274,7 +274,8 @@ while True:
 """
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, seed: int) -> None:
     rng, path = random.Random(seed), tmp_path / "reviews.db"
     said: dict[str, set[str]] = {"kept": set(), "judged": set()}
