@@ -70,6 +70,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", ["add", "import", "prune"])
 def test_a_kill_at_the_last_steps_leaves_the_old_or_the_new(operation: str, bench: Bench) -> None:
     """The import's very last step comes after it was published: run again, it must not add the same views twice."""
@@ -185,6 +186,7 @@ def lines_up_to(version: str, reader: subprocess.Popen[str]) -> set[str]:
     return lines
 
 
+@pytest.mark.slow
 def test_additions_beside_prunes_lose_nothing(bench: Bench) -> None:
     """A prune must not take what another process has written and not yet published."""
     store = bench.copy("add")

@@ -81,7 +81,7 @@ def started(home: MilvusBackend, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["build", "extend", "replace"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("batches", [1, 3, 6])
+@pytest.mark.parametrize("batches", [3, *(pytest.param(batches, marks=pytest.mark.slow) for batches in (1, 6))])
 def test_an_interrupted_import_goes_on(
     home: MilvusBackend, twin: MilvusBackend, tmp_path: Path, what: str, error: type[BaseException], batches: int
 ) -> None:

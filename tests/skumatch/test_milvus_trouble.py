@@ -40,6 +40,8 @@ from skumatch.sku_table import layer_of
 from tests.skumatch.gallery_oracle import DIM, HashEncoder, views_of
 from tests.skumatch.milvus_server import LATE, Gate, How, Proxy, milvus_server
 
+pytestmark = pytest.mark.slow
+
 SHORT, LONG = "0.3", "20"  # time limits, seconds
 KINDS: list[How] = ["refuse", "hang", "reset", "late", "garbage"]
 SECRET = "root:quite-secret"
@@ -270,7 +272,6 @@ def finished(shop: Shop, job: str, turn: int, gallery: MilvusGallery) -> None:
     shop.holds()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
 def test_whichever_request_is_cut(
     job: str, shop: Shop, proxy: Proxy, hasty: Callable[..., None], monkeypatch: pytest.MonkeyPatch
@@ -279,7 +280,6 @@ def test_whichever_request_is_cut(
     assert cut(shop, proxy, job, hasty, range(1, 1000, 3)) >= 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("answered", [False, True])
 @pytest.mark.parametrize("job", JOBS)
 def test_each_request_is_cut(
