@@ -225,14 +225,8 @@ def test_a_reader_meets_trouble_and_goes_on_after_it(
     assert [row.id for row in gallery.views()] == sorted(shop.views)
 
 
-PAIRS = [
-    pytest.param(how, job, marks=[] if (one - two) % 5 == 0 else pytest.mark.slow)
-    for one, how in enumerate(KINDS)
-    for two, job in enumerate(JOBS)
-]
-
-
-@pytest.mark.parametrize(("how", "job"), PAIRS)
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("how", KINDS)
 def test_trouble_in_the_middle_of_a_change(
     how: How, job: str, shop: Shop, proxy: Proxy, hasty: Callable[..., None]
 ) -> None:
