@@ -37,11 +37,13 @@ from skumatch.errors import GalleryError, ImageError
 
 if TYPE_CHECKING:
     import httpx2
+    from _typeshed import DataclassInstance
 
     from skumatch.spec import Vectors
 
 Picture = Path | str | bytes | BinaryIO  # a path, a file's content, or an open file
 T = TypeVar("T")
+D = TypeVar("D", bound="DataclassInstance")
 Pictures = Picture | Iterable[Picture]
 
 
@@ -170,7 +172,7 @@ class Client:
     def _get(self, path: str, params: Sequence[tuple[str, str]] = ()) -> httpx2.Response:
         return self._wire.send(Ask("GET", path, True, params))
 
-    def _pages(self, kind: type[T], name: str, params: list[tuple[str, str]]) -> Iterator[T]:
+    def _pages(self, kind: type[D], name: str, params: list[tuple[str, str]]) -> Iterator[D]:
         """Yield the entries of a list that comes in pages, at ``v1/{name}``."""
         after: str | None = None
         while True:

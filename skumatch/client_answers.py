@@ -10,8 +10,10 @@ from skumatch.client_wire import ServiceError
 
 if TYPE_CHECKING:
     import httpx2
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
+D = TypeVar("D", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,9 @@ def understood(answer: httpx2.Response, read: Callable[[Any], T]) -> T:
         raise ServiceError(answer.status_code, what, "see that the address is that of a skumatch service") from error
 
 
-def part(kind: type[T], data: Mapping[str, Any], **made: Any) -> T:
+def part(kind: type[D], data: Mapping[str, Any], **made: Any) -> D:
     """Build a dataclass from the entries of ``data`` that it has, with those ``made`` of others instead."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # T is a dataclass
+    names = {field.name for field in fields(kind)}
     return kind(**{name: data[name] for name in names - set(made)}, **made)
 
 

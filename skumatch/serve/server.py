@@ -193,6 +193,8 @@ class Coalesced:
             self._again = False
             try:
                 await self._work()
+            except SkumatchError as error:
+                LOG.error("what was loaded before stays: %s", error)
             except Exception:
                 LOG.exception("reloading failed; what was loaded before stays")
         self._task = None

@@ -52,6 +52,11 @@ async def reload() -> None:
     raise ValueError("no model there")
 
 
+def say(url: str) -> None:
+    sys.stdout.write(f"{url}\n")
+    sys.stdout.flush()
+
+
 async def draining() -> None:
     raise ValueError("nor is there anything to mark")
 
@@ -65,7 +70,7 @@ def main(options: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     from skumatch.serve.server import run
 
-    run(app, Settings(**options), reload, draining, ready=lambda url: print(url, flush=True))  # noqa: T201
+    run(app, Settings(**options), reload, draining, ready=say)
 
 
 def free_port() -> int:

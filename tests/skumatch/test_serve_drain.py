@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from skumatch.errors import GalleryError
 from skumatch.serve.listen import Door, bind
 from skumatch.serve.protocol import Careful
-from skumatch.serve.server import Server
+from skumatch.serve.server import Coalesced, Server
 from skumatch.serve.settings import Settings
 from tests.skumatch.small_server import app, head
 
@@ -159,3 +160,18 @@ def test_a_door_that_closes_takes_in_who_waits_and_nobody_else() -> None:
         await asyncio.sleep(0.05)
 
     asyncio.run(main())
+
+
+def test_a_reload_that_cannot_be_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise GalleryError("no gallery there", "build one")
+
+    async def main() -> None:
+        bell = Coalesced(fail)
+        bell.ring()
+        while not caplog.records:
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    (record,) = caplog.records
+    assert record.getMessage() == "what was loaded before stays: no gallery there - build one" and not record.exc_info

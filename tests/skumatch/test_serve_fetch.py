@@ -7,6 +7,7 @@ import gzip
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ async def never(address: str, port: int, place: Place) -> Streams:
 
 
 def fetched(
-    serve: Serve, url: str = "http://example.com/a.jpg", tls: ssl.SSLContext | None = None, **more: float
+    serve: Serve, url: str = "http://example.com/a.jpg", tls: ssl.SSLContext | None = None, **more: Any
 ) -> bytes:
     """Return what a fetcher gets from a server of this test that stands at the address of example.com."""
 
@@ -41,7 +42,7 @@ def fetched(
             assert address == PUBLIC and asked in (80, 443)
             return await open_connection("127.0.0.1", port, place)
 
-        fetcher = Fetcher(Settings(**{"max_body": 100_000, "deadline": 5, **more}), resolve, connect)  # type: ignore[arg-type]
+        fetcher = Fetcher(Settings(**{"max_body": 100_000, "deadline": 5, **more}), resolve, connect)
         try:
             return await fetcher.get(url)
         finally:
