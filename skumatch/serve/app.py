@@ -12,7 +12,16 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import skumatch
-from skumatch.serve import access, gallery_routes, match_routes, metrics, review_routes, sku_routes, view_routes
+from skumatch.serve import (
+    access,
+    gallery_routes,
+    match_routes,
+    metrics,
+    page_routes,
+    review_routes,
+    sku_routes,
+    view_routes,
+)
 from skumatch.serve.guard import Guard, require
 from skumatch.serve.match_routes import gallery_said, id_of
 from skumatch.serve.problems import Problem, body, headers
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
 
 ABOUT = "Recognises which SKU a crop of a shop shelf shows. Errors are JSON: what is wrong, and what to do about it."
 UNREADY: dict[int | str, dict[str, Any]] = {503: {"model": Failure, "description": "Not ready, or going away."}}
-ROUTERS = (match_routes, sku_routes, view_routes, gallery_routes, review_routes)
+ROUTERS = (page_routes, match_routes, sku_routes, view_routes, gallery_routes, review_routes)
 
 
 def make_app(service: Service) -> Guard:

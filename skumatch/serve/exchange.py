@@ -22,7 +22,7 @@ LINGER = 2.0  # seconds for which a refused body is still read: closing at once 
 GONE = 499  # logged where the client left before it was answered
 _POLICY = {
     "default-src": "'none'",
-    "img-src": "'self'",
+    "img-src": "'self' blob:",  # pictures that were dropped, or came with a key
     "style-src": "'self'",
     "script-src": "'self'",
     "connect-src": "'self'",

@@ -18,6 +18,7 @@ from skumatch.serve import head
 from skumatch.serve.exchange import TLS, Exchange
 from skumatch.serve.keys import LOCAL, Keys, Principal
 from skumatch.serve.limits import HELD, Body, Buckets, Store, too_large
+from skumatch.serve.page_routes import is_page
 from skumatch.serve.problems import Problem, problem_of
 from skumatch.serve.settings import Settings
 
@@ -83,8 +84,9 @@ class Guard:
         if scope["path"] not in OPEN:
             head.check_host(headers, self._names)
             head.check_origin(scope["method"], headers)
-            state["principal"] = exchange.principal = self._who(exchange)
-            self._pace(exchange)
+            if not is_page(scope["path"]):
+                state["principal"] = exchange.principal = self._who(exchange)
+                self._pace(exchange)
         if length > self._settings.max_body:
             raise too_large(self._settings.max_body)
 

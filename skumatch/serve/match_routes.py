@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -31,10 +33,10 @@ from skumatch.serve.schemas import (
 
 if TYPE_CHECKING:
     from skumatch.serve.loaded import Loaded
-    from skumatch.serve.reviews import Reviews
-    from skumatch.serve.service import Service
+    from skumatch.serve.service import Reviewing, Service
 
 JSON = "application/json"
+DOUBTFUL = ("review", "unknown")
 
 
 async def may_match(request: Request) -> None:
@@ -81,8 +83,8 @@ async def match(request: Request, where: Where, k: int = 5, deadline: Deadline =
         results = [crop_said(picture.name, one) for picture, one in zip(sent, found, strict=True)]
         for result in results:
             service.metrics.decisions.labels(result.decision).inc()
-        if service.reviews is not None:
-            results = await kept(service.reviews, loaded, sent, results)
+        if service.reviewing is not None:
+            results = await kept(service.reviewing, loaded, sent, results)
     said = MatchesSaid(
         results=results, model=ModelSaid(**loaded.model), gallery=gallery_said(loaded), request=id_of(request)
     )
@@ -159,23 +161,34 @@ def vector_said(name: str, found: Found | ImageError) -> VectorSaid:
     return VectorSaid(name=name, vector=found.vector.tolist(), error=None)
 
 
-async def kept(reviews: Reviews, loaded: Loaded, sent: Sequence[Picture], results: list[CropSaid]) -> list[CropSaid]:
-    """Keep the doubtful crops for review and return the results with the ids under which they are kept."""
-    named = []
+async def kept(
+    reviewing: Reviewing, loaded: Loaded, sent: Sequence[Picture], results: list[CropSaid]
+) -> list[CropSaid]:
+    """Count the answers, keep the doubtful crops and a sample of the accepted ones for review, and return the results
+    with the ids under which they are kept."""
+    answers = [(result.decision, result.matches[0].score) for result in results if result.matches]
+    reviewing.tallies.add(loaded.model["digest"], answers)
+    named, share = [], reviewing.reviews.settings.review_sample
     for picture, result in zip(sent, results, strict=True):
-        if result.decision in ("review", "unknown"):
+        if result.decision in DOUBTFUL or (result.decision == "accept" and in_sample(picture.data, share)):
             facts = {
                 "name": picture.name,
-                "decision": result.decision,
                 "probability": result.probability,
-                "candidates": [one.model_dump(include={"sku", "score", "view"}) for one in result.matches],
+                "candidates": [one.model_dump(include={"sku", "title", "score", "view"}) for one in result.matches],
                 "model": loaded.model["digest"],
                 "gallery": loaded.gallery.version,
             }
-            made = await asyncio.get_running_loop().run_in_executor(None, reviews.keep, picture.data, facts)
-            result = result.model_copy(update={"review": made})
+            keep = partial(reviewing.reviews.keep, picture.data, result.decision, facts)
+            result = result.model_copy(update={"review": await asyncio.get_running_loop().run_in_executor(None, keep)})
         named.append(result)
     return named
+
+
+def in_sample(data: bytes, share: float) -> bool:
+    """Return whether a picture is in a sample of ``share`` of all: always the same one for the same picture."""
+    if not share:
+        return False
+    return int.from_bytes(hashlib.sha256(b"sample" + data).digest()[:8]) < share * 2**64
 
 
 def gallery_said(loaded: Loaded) -> GallerySaid:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,11 +17,13 @@ from skumatch.errors import SkumatchError
 from skumatch.serve.audit import Audit
 from skumatch.serve.engine import Engine
 from skumatch.serve.keys import Keys, Principal
+from skumatch.serve.learning import Learning
 from skumatch.serve.loaded import Loaded, Loader, ModelHome
 from skumatch.serve.metrics import Metrics
 from skumatch.serve.problems import LATER, Problem
-from skumatch.serve.reviews import Reviews
+from skumatch.serve.reviews import FILE, Reviews
 from skumatch.serve.settings import Settings
+from skumatch.serve.tallies import Tallies
 from skumatch.serve.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOG = logging.getLogger("skumatch.serve")
+TALLY = 5.0  # seconds between writes of what was counted
 
 
 class Writer:
@@ -40,6 +44,29 @@ class Writer:
     def encoder(self) -> Encoder:
         """Return the encoder that the gallery's views are made with."""
         return self.loaded.views.encoder()
+
+
+@dataclass(frozen=True)
+class Reviewing:
+    """The review loop: crops that wait or were judged, what was counted, and what verdicts do to the gallery."""
+
+    reviews: Reviews
+    tallies: Tallies
+    learning: Learning
+
+    @staticmethod
+    def at(path: Path, settings: Settings, uploads: Uploads) -> Reviewing:
+        """Open the file ``path``. Raises as ``Reviews``."""
+        reviews = Reviews(path, settings)
+        return Reviewing(reviews, Tallies(reviews.database), Learning(reviews, uploads))
+
+    def close(self) -> None:
+        """Write what was counted and close the file."""
+        try:
+            self.tallies.write()
+        except SkumatchError as error:
+            LOG.warning("figures: %s", error)
+        self.reviews.close()
 
 
 class Service:
@@ -55,7 +82,7 @@ class Service:
         self.keys = Keys(folder / "keys.json")
         self.audit = Audit(folder / "audit.jsonl")
         self.uploads = Uploads(folder / "uploads")
-        self.reviews = Reviews(folder / "reviews.db", settings) if settings.reviews else None
+        self.reviewing = Reviewing.at(folder / FILE, settings, self.uploads) if settings.reviews else None
         self.fetcher = fetcher(settings)
         self.engine = Engine(settings, self.metrics)
         self.draining = False
@@ -63,7 +90,7 @@ class Service:
         self._loaded: Loaded | None = None
         self._changes = ThreadPoolExecutor(1, "skumatch-changes")
         self._changing = asyncio.Lock()
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def loaded(self) -> Loaded:
@@ -80,12 +107,17 @@ class Service:
     def load(self) -> None:
         """Open what is current, before anything else. Raises as ``Loader.load``."""
         self._use(self._loader.load())
+        if self.reviewing is not None and self.reviewing.reviews.unfinished():
+            self.reviewing.learning.resume(self.home, Writer(self.loaded, self._loader.pipeline))
+            self._use(self._loader.refresh(self.loaded))
 
     async def start(self) -> None:
         """Begin to answer."""
         self.engine.start()
         if self.settings.watch:
-            self._watching = asyncio.create_task(self._watch())
+            self._tasks.append(asyncio.create_task(self._watch()))
+        if self.reviewing is not None:
+            self._tasks.append(asyncio.create_task(self._write_tallies(self.reviewing.tallies)))
 
     async def reload(self, why: str) -> bool:
         """Take up the current model and gallery, opened beside the old; return whether they are others.
@@ -174,21 +206,30 @@ class Service:
             except SkumatchError as error:
                 LOG.warning("watch: %s", error)
 
+    async def _write_tallies(self, tallies: Tallies) -> None:
+        """Write now and then what was counted."""
+        while True:
+            await asyncio.sleep(TALLY)
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, tallies.write)
+            except SkumatchError as error:
+                LOG.warning("figures: %s", error)
+
     async def drain(self) -> None:
         """Say that no new requests should be sent here; those that come are still answered."""
         self.draining = True
 
     async def close(self) -> None:
         """Finish what was begun and end the threads."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._tasks:
+            task.cancel()
         async with self._changing:
             await asyncio.get_running_loop().run_in_executor(None, self.engine.close)
             self._changes.shutdown()
             if self.fetcher is not None:
                 self.fetcher.close()
-            if self.reviews is not None:
-                self.reviews.close()
+            if self.reviewing is not None:
+                self.reviewing.close()
 
 
 def fetcher(settings: Settings) -> Fetcher | None:

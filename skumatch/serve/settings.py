@@ -9,7 +9,7 @@ from skumatch.errors import ConfigError
 
 POSITIVE = (
     *("max_body", "max_pixels", "max_images", "max_k", "deadline", "header_timeout", "body_timeout", "keep_alive"),
-    *("connections", "queue", "batch", "grace", "review_limit", "review_megabytes", "review_days"),
+    *("connections", "queue", "batch", "grace", "review_limit", "review_megabytes", "review_days", "review_claim"),
 )
 
 
@@ -26,7 +26,8 @@ class Settings:
     ``batch``: pictures per call of the encoder; ``delay``: seconds that a picture may wait for others that are being
     decoded. ``workers``: decode threads (0: one per core). ``rate``: requests per second and key, 0: no limit.
     ``urls``: pictures may be named by URL. ``reviews``: doubtful crops are kept, at most ``review_limit`` and
-    ``review_megabytes``, for ``review_days``. ``watch``: seconds between looks at whether the gallery changed, 0: only
+    ``review_megabytes``, for ``review_days``, and of the accepted ones the share ``review_sample``; who looks at one
+    has it alone for ``review_claim`` seconds. ``watch``: seconds between looks at whether the gallery changed, 0: only
     when told. ``drain``: seconds after SIGTERM in which new requests are still answered; ``grace``: until those begun
     must be done.
     """
@@ -56,6 +57,8 @@ class Settings:
     review_limit: int = 10_000
     review_megabytes: int = 1_000
     review_days: float = 30.0
+    review_sample: float = 0.0
+    review_claim: float = 300.0
     watch: float = 0.0
     drain: float = 1.0
     grace: float = 30.0
@@ -67,6 +70,8 @@ class Settings:
         for name in ("delay", "workers", "rate", "watch", "drain"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"[service] {name} is {getattr(self, name)}", "give 0 or more")
+        if not 0 <= self.review_sample <= 1:
+            raise ConfigError(f"[service] review_sample is {self.review_sample}", "give 0 to 1")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"[service] port is {self.port}", "give 1 to 65535, or 0 for any free one")
         if bool(self.tls_cert) != bool(self.tls_key):

@@ -1,18 +1,16 @@
-"""What requests about SKUs, views, versions and reviews take and get, and how a body of JSON is read.
+"""What requests about SKUs, views and versions take and get, and how a body of JSON is read.
 
 A body is read by the route, after it was seen that the key may do this: FastAPI would read it before.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from skumatch.serve.problems import Problem
-from skumatch.serve.reviews import Review
 from skumatch.serve.schemas import GallerySaid, Said
 
 JSON = "application/json"
@@ -174,50 +172,6 @@ class RollbackAsked(Asked):
     to: Annotated[str, Field(pattern=f"^{VERSION}$", examples=["v000003"])] | None = None
 
 
-class CandidateSaid(Said):
-    """A SKU that a crop may show."""
-
-    sku: str
-    score: float
-    view: int
-
-
-class ReviewSaid(Said):
-    """A crop that waits for a verdict, or has one."""
-
-    id: str
-    time: str = Field(description="When it came, UTC.", examples=["2026-03-01T12:00:00Z"])
-    name: str = Field(description="The file name that was sent with it.")
-    decision: Literal["review", "unknown"]
-    probability: float | None
-    candidates: list[CandidateSaid]
-    model: str = Field(description="Digest of the model that answered.")
-    gallery: str = Field(description="Version of the gallery that answered.")
-    url: str = Field(description="Its picture.")
-    verdict: Literal["accept", "correct", "new", "reject"] | None
-    sku: str | None
-    who: str | None = Field(description="Name of the key that gave the verdict.")
-    judged: str | None = Field(description="When, UTC.")
-
-
-class ReviewsSaid(Said):
-    """A page of crops without a verdict, oldest first."""
-
-    reviews: list[ReviewSaid]
-    waiting: int = Field(description="How many there are in all.")
-    next: int | None = Field(description="What `after` takes for the next page; null at the end.")
-
-
-class VerdictAsked(Asked):
-    """What a person says of a crop."""
-
-    verdict: Literal["accept", "correct", "new", "reject"] = Field(
-        description="accept: the best candidate is right; correct: it is `sku`; new: it is not in the gallery yet; "
-        "reject: it shows no product."
-    )
-    sku: SkuName | Literal[""] = Field(default="", examples=["arla-milk-1l"])
-
-
 async def said(request: Request, kind: type[M]) -> M:
     """Return the request's body of JSON as a ``kind``. Raises Problem 400, 415 or 422."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
@@ -253,21 +207,3 @@ Expected = Annotated[str, Depends(_expected)]  # the version that must be the cu
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
 AfterNumber = Annotated[int, Query(ge=0, le=LAST, description="The `next` of the page before.")]
 SkuQuery = Annotated[SkuName, Query(description="Name of the SKU.")]
-
-
-def review_said(review: Review) -> ReviewSaid:
-    """Return what is told of a crop."""
-    return ReviewSaid(
-        id=review.id,
-        time=_utc(review.kept),
-        url=f"/v1/review/{review.id}/image",
-        verdict=review.verdict,
-        sku=review.sku,
-        who=review.who,
-        judged=None if review.judged is None else _utc(review.judged),
-        **review.facts,
-    )
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,6 +1,6 @@
 """Run a service over the fake encoder in a process of its own: serve_process.py GALLERY STATE PORT [NAME=VALUE...].
 
-Values are settings; it prints "listening on URL" on stderr.
+Values are settings, or calibration=FILE; it prints "listening on URL" on stderr.
 """
 
 from __future__ import annotations
@@ -26,16 +26,27 @@ def fake_encoder() -> Any:
 
 def main(gallery: str, state: str, port: str, *given: str) -> None:
     from skumatch.backend import backend
+    from skumatch.calibration import Calibration
+    from skumatch.search import Search
     from skumatch.serve import access
     from skumatch.serve.app import make_app
-    from skumatch.serve.loaded import Untouched
+    from skumatch.serve.loaded import Opened, Untouched
     from skumatch.serve.server import run
     from skumatch.serve.service import Service
     from skumatch.serve.settings import Settings
 
+    class Calibrated(Untouched):
+        """The fake encoder with a decision rule."""
+
+        def open(self) -> Opened:
+            encoder = self.make()
+            return Opened(encoder, rule, Search(), lambda: encoder)
+
     values = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in given)}
+    file = values.pop("calibration", None)
+    rule = Calibration.read(Path(file).read_bytes()) if file else None
     settings = Settings(**{"port": int(port), **values})
-    service = Service(settings, Untouched(fake_encoder), backend(Path(gallery)), Path(state))
+    service = Service(settings, Calibrated(fake_encoder), backend(Path(gallery)), Path(state))
     service.load()
 
     async def on_hup() -> None:

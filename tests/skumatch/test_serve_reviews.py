@@ -13,7 +13,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from hashlib import sha256
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +28,18 @@ from starlette.testclient import TestClient
 from skumatch.encoder import Encoder
 from skumatch.errors import ArtefactError
 from skumatch.serve.problems import Problem
-from skumatch.serve.reviews import DAY, Review, Reviews, Verdict
+from skumatch.serve.reviews import DAY, Reviews, Verdict
 from skumatch.serve.settings import Settings
 from tests.skumatch.serving import client, make_gallery, make_service
 
 FACTS: dict[str, Any] = {
     "name": "crop.png",
-    "decision": "review",
     "probability": 0.4,
     "candidates": [{"sku": "sku-1", "score": 0.8, "view": 5}, {"sku": "sku-2", "score": 0.7, "view": 9}],
     "model": "0" * 64,
     "gallery": "v000001",
 }
+NUMBERS = count()
 Open = Callable[..., Reviews]
 
 
@@ -68,8 +71,8 @@ def opened(tmp_path: Path, clock: Clock) -> Iterator[Open]:
         reviews.close()
 
 
-def kept(reviews: Reviews, crop: bytes = b"x", facts: dict[str, Any] = FACTS) -> str:
-    made = reviews.keep(crop, facts)
+def kept(reviews: Reviews, crop: bytes = b"", facts: dict[str, Any] = FACTS) -> str:
+    made = reviews.keep(crop or f"crop {next(NUMBERS)}".encode(), "review", facts)
     assert made is not None
     return made
 
@@ -83,7 +86,17 @@ def test_what_is_kept_comes_back(opened: Open, tmp_path: Path) -> None:
     made = kept(reviews, b"picture")
     for again in (reviews, opened()):
         found = again.get(made)
-        assert found == Review(1, made, Clock.now, 7, FACTS, None, None, None, None)
+        nothing = dict.fromkeys(("session", "until", "verdict", "sku", "who", "judged", "state", "change"))
+        assert asdict(found) == {
+            "number": 1,
+            "id": made,
+            "sha256": sha256(b"picture").hexdigest(),
+            "kept": Clock.now,
+            "bytes": 7,
+            "decision": "review",
+            "facts": FACTS,
+            **nothing,
+        }
         assert again.crop(made) == b"picture" and again.pending(5) == [found] and again.waiting() == 1
         assert list(again.verdicts()) == []
     assert re.fullmatch("[0-9a-f]{32}", made)
@@ -182,11 +195,11 @@ def test_the_oldest_without_a_verdict_go_first(opened: Open) -> None:
 
 def test_bytes_are_limited(opened: Open) -> None:
     reviews = opened(review_megabytes=0.001)
-    made = [kept(reviews, bytes(300)) for _ in range(5)]
+    made = [kept(reviews, bytes([n] * 300)) for n in range(5)]
     assert waiting(reviews) == made[2:]
     big = kept(reviews, bytes(900))
     assert waiting(reviews) == [big]
-    assert reviews.keep(bytes(1001), FACTS) is None and waiting(reviews) == []
+    assert reviews.keep(bytes(1001), "review", FACTS) is None and waiting(reviews) == []
 
 
 def test_a_verdict_never_goes_for_room(opened: Open) -> None:
@@ -194,7 +207,7 @@ def test_a_verdict_never_goes_for_room(opened: Open) -> None:
     made = [kept(reviews) for _ in range(2)]
     for crop in made:
         reviews.verdict(crop, "new", "", "eva")
-    assert reviews.keep(b"x", FACTS) is None and [one.id for one in reviews.verdicts()] == made
+    assert reviews.keep(b"x", "review", FACTS) is None and [one.id for one in reviews.verdicts()] == made
 
 
 def test_crops_and_verdicts_grow_old(opened: Open, clock: Clock) -> None:
@@ -237,7 +250,7 @@ def test_a_file_that_is_none_of_ours(tmp_path: Path, opened: Open) -> None:
     path = tmp_path / "state" / "reviews.db"
     opened().close()
     with sqlite3.connect(path) as raw:
-        raw.execute("UPDATE format SET version = 2")
+        raw.execute("UPDATE format SET version = 1")
     raw.close()
     with pytest.raises(ArtefactError, match="written by another version"):
         opened()
@@ -253,21 +266,22 @@ def test_a_full_disk_is_said_and_changes_nothing(tiny_disk: Path) -> None:
     made = kept(reviews)
     with pytest.raises(ArtefactError, match="full"):
         for _ in range(20):
-            reviews.keep(os.urandom(200_000), FACTS)
+            reviews.keep(os.urandom(200_000), "review", FACTS)
     assert made in waiting(reviews)
     reviews.close()
 
 
 JUDGE = """
+import itertools
 import sys
 from pathlib import Path
 from skumatch.serve.reviews import Reviews
 from skumatch.serve.settings import Settings
 from tests.skumatch.serving import client, make_gallery, make_service
 reviews = Reviews(Path(sys.argv[1]), Settings())
-facts = {"candidates": [{"sku": "sku-1"}]}
+facts, count = {"candidates": [{"sku": "sku-1"}]}, itertools.count()
 while True:
-    made = reviews.keep(b"crop of " + sys.argv[2].encode(), facts)
+    made = reviews.keep(b"crop of " + str(next(count)).encode() + sys.argv[2].encode(), "review", facts)
     print("kept", made, flush=True)
     reviews.verdict(made, "accept", "", "eva")
     print("judged", made, flush=True)
@@ -326,12 +340,12 @@ def test_a_doubtful_crop_waits_for_a_verdict(api: TestClient, patterns: Path, tm
     assert one["candidates"][0]["sku"] == "sku-1"
     picture = api.get(one["url"])
     assert picture.content == crop.read_bytes() and picture.headers["content-type"] == "image/png"
-    judged = api.post(f"/v1/review/{made}", json={"verdict": "accept"}).json()
+    judged = api.post(f"/v1/review/{made}", json={"verdict": "accept", "enrol": False}).json()["review"]
     assert (judged["verdict"], judged["sku"], judged["who"]) == ("accept", "sku-1", "local")
     assert api.get(f"/v1/review/{made}").json() == judged and api.get("/v1/review").json()["reviews"] == []
     audit = (tmp_path / "state" / "audit.jsonl").read_text()
     assert made in audit and '"review.verdict"' in audit
-    assert api.get("/v1/gallery").json()["gallery"]["version"] == "v000001"  # what it does there is not decided here
+    assert api.get("/v1/gallery").json()["gallery"]["version"] == "v000001"  # it was not asked for
 
 
 def test_pages_of_crops(api: TestClient, patterns: Path) -> None:
@@ -360,7 +374,9 @@ def test_verdicts_that_are_refused(api: TestClient, patterns: Path) -> None:
 
 def test_a_second_verdict_is_a_conflict(api: TestClient, patterns: Path) -> None:
     made = sent(api, patterns / "test" / "sku-1" / "4.png")
-    assert api.post(f"/v1/review/{made}", json={"verdict": "correct", "sku": "sku-2"}).json()["sku"] == "sku-2"
+    assert (
+        api.post(f"/v1/review/{made}", json={"verdict": "correct", "sku": "sku-2"}).json()["review"]["sku"] == "sku-2"
+    )
     assert api.post(f"/v1/review/{made}", json={"verdict": "reject"}).status_code == 409
 
 
