@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 import skumatch
-from skumatch.cli import data, gallery, gallery_show, gallery_versions, keys
+from skumatch.cli import data, gallery, gallery_show, gallery_versions, keys, reviews
 from skumatch.cli.audit import audit
 from skumatch.cli.bench import bench
 from skumatch.cli.calibrate import calibrate
@@ -72,6 +72,7 @@ gallery_show.register(gallery.app)
 gallery_versions.register(gallery.app)
 app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")
+app.add_typer(reviews.app, name="reviews")
 app.command()(demo)
 app.command()(doctor)
 

@@ -14,6 +14,7 @@ import typer
 from skumatch.cli.common import Device, Where, here, note, pipeline_of, report_failures
 
 if TYPE_CHECKING:
+    from skumatch.dataset import Dataset
     from skumatch.finetune.recipe import Recipe
     from skumatch.finetune.run import Job, Outcome
     from skumatch.finetune.trainer import Reporter
@@ -29,6 +30,10 @@ def finetune(
     hold_out: Annotated[float | None, typer.Option(help="Share of the SKUs not to train on, to measure with.")] = None,
     lookalikes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="lookalikes.csv: these SKUs shall meet in batches.")
+    ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Manifest of more training pictures, such as corrections.csv; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Model store.", show_default="models/ in the workspace")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted fine-tune.")] = False,
@@ -65,7 +70,7 @@ def finetune(
     }
     asked["compute"] = {name: value for name, value in compute.items() if value is not None} or None
     asked["min_steps"] = None if epochs is None else 0  # so many epochs, not at least so many
-    job = _job(asked, where or [], out, device)
+    job = _job(asked, where or [], also or [], out, device)
     if preview is not None:
         return _preview(job, preview)
     job = replace(job, lookalikes=lookalikes, track=track)
@@ -122,7 +127,7 @@ def _listed_before(out: Path) -> Path | None:
     return recorded_lookalikes(unfinished(out))
 
 
-def _job(asked: dict[str, Any], where: list[str], out: Path | None, device: str | None) -> Job:
+def _job(asked: dict[str, Any], where: list[str], also: list[Path], out: Path | None, device: str | None) -> Job:
     from skumatch.dataset import parse_filters
     from skumatch.finetune.recipe import load_recipe
     from skumatch.finetune.run import Job
@@ -130,7 +135,7 @@ def _job(asked: dict[str, Any], where: list[str], out: Path | None, device: str 
 
     workspace = here()
     filters = parse_filters(where)
-    dataset = workspace.open_dataset(filters)
+    dataset = _with(workspace.open_dataset(filters), also)
     require_pairs(dataset)
     return Job(
         dataset=dataset,
@@ -139,8 +144,17 @@ def _job(asked: dict[str, Any], where: list[str], out: Path | None, device: str 
         out=out or workspace.models,
         device=device or workspace.runtime.device,
         pipeline=pipeline_of(workspace),
-        facts={"where": filters, "settings": workspace.resolved()},
+        facts={"where": filters, "also": [str(file) for file in also], "settings": workspace.resolved()},
     )
+
+
+def _with(dataset: Dataset, also: list[Path]) -> Dataset:
+    """Return the data with the pictures of more manifests to train on, whatever split these name."""
+    from skumatch.readers import open_dataset
+
+    split = "train" if "train" in dataset.splits else dataset.gallery_split
+    more = [replace(row, split=split) for file in also for row in open_dataset(file)]
+    return dataset.with_rows([*dataset, *more])
 
 
 def train(job: Job, resume: bool = False) -> Outcome:
