@@ -23,7 +23,7 @@ from common import Result, kept
 from service_space import Space, small
 
 QUEUED, JUDGED, LOADS, LIMIT = 10_000, 200, 5, 10_000
-VIEWS = ("match", "review", "gallery", "gallery/sku-1", "gallery/versions%3A", "figures")
+VIEWS = ("match", "review", "review/judged", "gallery", "gallery/sku-1", "gallery/versions%3A", "figures")
 WIDTHS = (360, 1440)
 
 

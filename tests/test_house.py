@@ -32,8 +32,9 @@ HOMES = {  # the modules that may import a vendor's library: its runtime, and wh
     "timm": {"skumatch/towers/timm.py"},
     "open_clip": {"skumatch/towers/open_clip.py"},
     "transformers": {"skumatch/towers/hf.py"},
+    "sqlalchemy": {f"skumatch/serve/{name}.py" for name in ("review_tables", "reviews", "tallies")},
 }
-ONE_HOME = ("tensorrt", "milvus_lite", "ray", "fsspec", "prometheus_client", "sqlalchemy", "uvloop")
+ONE_HOME = ("tensorrt", "milvus_lite", "ray", "fsspec", "prometheus_client", "uvloop")
 # of the service alone, which nothing else imports at its top
 SERVICE = {"fastapi", "starlette", "uvicorn", "httptools", "h11", "uvloop"}
 SERVICE |= {"pydantic", "prometheus_client", "sqlalchemy"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -63,10 +63,11 @@ class Learning:
 
         Raises Problem as ``check`` and ``Reviews.verdict``, and as ``Backend.extend``: the crop waits again then.
         """
-        self.check(said, home.gallery())
-        review = self.reviews.verdict(
-            said.crop, said.verdict, said.sku, said.who, said.session, {"title": said.title, "added": False}
-        )
+        gallery = home.gallery()
+        sku = self.check(said, gallery)
+        there = _views_of(gallery, sku, self.reviews.get(said.crop).sha256)
+        change = {"title": said.title, "added": not there}
+        review = self.reviews.verdict(said.crop, said.verdict, said.sku, said.who, said.session, change)
         try:
             return self._put_in(review, home, writer)
         except Exception:
@@ -74,38 +75,35 @@ class Learning:
             raise
 
     def _put_in(self, review: Review, home: Backend, writer: Writer) -> Review:
-        assert review.sku is not None and review.change is not None
+        change = _change(review)
         path = self.uploads.keep(self.reviews.crop(review.id))
-        before = _views_of(home.gallery(), review)
-        row = Row(path, review.sku, "gallery", title=review.change["title"])
+        row = Row(path, cast(str, review.sku), "gallery", title=change["title"])
         done = home.extend(Supply.of([row]), writer.encoder(), writer.pipeline, no_progress)
         if done.unreadable:
             raise ArtefactError(f"what was just written cannot be read: {done.failures[0]}", "check the disk")
-        change = {**review.change, "added": not before, "version": done.gallery.version}
-        return self.reviews.settle(review.id, "done", change)
+        return self.reviews.settle(review.id, "done", {**change, "version": done.gallery.version})
 
-    def undo(self, crop: str, home: Backend) -> Review:
+    def undo(self, crop: str, home: Backend, session: str = "") -> Review:
         """Take a verdict back, and the view that it made out of the gallery; a SKU goes with its last one.
 
-        The view stays where another verdict needs it. Raises Problem 404, 409 where there is no verdict or the view is
-        the gallery's last.
+        The view stays where another verdict needs it. ``session`` looks at the crop from then on. Raises Problem 404,
+        409 where there is no verdict or the view is the gallery's last.
         """
         review = self.reviews.get(crop)
         if review.change is None:
-            return self.reviews.reopen(crop)
+            return self.reviews.reopen(crop, session)
         gallery = home.gallery()
         if len(_own(review, gallery)) == len(gallery):
             raise Problem(409, "this would empty the gallery", "add something else first")
-        return self._take_out(self.reviews.settle(crop, "undoing", review.change), home)
+        return self._take_out(self.reviews.settle(crop, "undoing", review.change), home, session)
 
-    def _take_out(self, review: Review, home: Backend) -> Review:
-        assert review.change is not None
+    def _take_out(self, review: Review, home: Backend, session: str = "") -> Review:
         twin = self.reviews.twin(review)
-        if twin is not None and review.change["added"]:
-            self.reviews.settle(twin.id, "done", {**(twin.change or {}), "added": True})
+        if twin is not None and _change(review)["added"]:
+            self.reviews.settle(twin.id, "done", {**_change(twin), "added": True})
         elif ids := _own(review, home.gallery()):
             home.remove_views(ids)
-        return self.reviews.reopen(review.id)
+        return self.reviews.reopen(review.id, session)
 
     def resume(self, home: Backend, writer: Writer) -> None:
         """Finish what was interrupted; what cannot be finished is logged, and its crop waits again."""
@@ -120,17 +118,20 @@ class Learning:
                 self.reviews.reopen(review.id)
 
 
+def _change(review: Review) -> dict[str, Any]:
+    """Return what a verdict does to the gallery: ``title`` of the SKU; ``added``: whether the view was not there."""
+    return cast(dict[str, Any], review.change)
+
+
 def _own(review: Review, gallery: AnyGallery) -> list[int]:
     """Return the ids of the views that the verdict added and that are still there."""
-    change: dict[str, Any] = review.change or {}
-    return _views_of(gallery, review) if change.get("added") or review.state == "begun" else []
+    return _views_of(gallery, cast(str, review.sku), review.sha256) if _change(review)["added"] else []
 
 
-def _views_of(gallery: AnyGallery, review: Review) -> list[int]:
-    """Return the ids of the views of the review's SKU that are its crop. Reads the disk or a server."""
-    assert review.sku is not None
+def _views_of(gallery: AnyGallery, sku: str, sha256: str) -> list[int]:
+    """Return the ids of the SKU's views that are the file with this SHA-256. Reads the disk or a server."""
     try:
-        ids = gallery.ids_of(review.sku)
+        ids = gallery.ids_of(sku)
     except GalleryError:
         return []
-    return [row.id for row in gallery.views_of(np.array(ids, np.int64)) if row.sha256 == review.sha256]
+    return [row.id for row in gallery.views_of(np.array(ids, np.int64)) if row.sha256 == sha256]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from skumatch.dataset import parse_filters
-from skumatch.errors import ImageError
+from skumatch.errors import ImageError, SkumatchError
 from skumatch.match import Match
 from skumatch.serve import bodies
 from skumatch.serve.engine import Found, Picture
@@ -33,8 +34,10 @@ from skumatch.serve.schemas import (
 
 if TYPE_CHECKING:
     from skumatch.serve.loaded import Loaded
+    from skumatch.serve.metrics import Metrics
     from skumatch.serve.service import Reviewing, Service
 
+LOG = logging.getLogger("skumatch.serve")
 JSON = "application/json"
 DOUBTFUL = ("review", "unknown")
 
@@ -84,7 +87,8 @@ async def match(request: Request, where: Where, k: int = 5, deadline: Deadline =
         for result in results:
             service.metrics.decisions.labels(result.decision).inc()
         if service.reviewing is not None:
-            results = await kept(service.reviewing, loaded, sent, results)
+            work = partial(kept, service.reviewing, service.metrics, loaded, sent, results)
+            results = await asyncio.get_running_loop().run_in_executor(None, work)
     said = MatchesSaid(
         results=results, model=ModelSaid(**loaded.model), gallery=gallery_said(loaded), request=id_of(request)
     )
@@ -161,27 +165,36 @@ def vector_said(name: str, found: Found | ImageError) -> VectorSaid:
     return VectorSaid(name=name, vector=found.vector.tolist(), error=None)
 
 
-async def kept(
-    reviewing: Reviewing, loaded: Loaded, sent: Sequence[Picture], results: list[CropSaid]
+def kept(
+    reviewing: Reviewing, metrics: Metrics, loaded: Loaded, sent: Sequence[Picture], results: list[CropSaid]
 ) -> list[CropSaid]:
     """Count the answers, keep the doubtful crops and a sample of the accepted ones for review, and return the results
-    with the ids under which they are kept."""
+    with the ids under which they are kept. Writes to the disk; where that fails, the answers are given all the same."""
     answers = [(result.decision, result.matches[0].score) for result in results if result.matches]
     reviewing.tallies.add(loaded.model["digest"], answers)
-    named, share = [], reviewing.reviews.settings.review_sample
+    named, reviews = [], reviewing.reviews
     for picture, result in zip(sent, results, strict=True):
-        if result.decision in DOUBTFUL or (result.decision == "accept" and in_sample(picture.data, share)):
-            facts = {
-                "name": picture.name,
-                "probability": result.probability,
-                "candidates": [one.model_dump(include={"sku", "title", "score", "view"}) for one in result.matches],
-                "model": loaded.model["digest"],
-                "gallery": loaded.gallery.version,
-            }
-            keep = partial(reviewing.reviews.keep, picture.data, result.decision, facts)
-            result = result.model_copy(update={"review": await asyncio.get_running_loop().run_in_executor(None, keep)})
+        sampled = result.decision == "accept" and in_sample(picture.data, reviews.settings.review_sample)
+        if sampled or result.decision in DOUBTFUL:
+            try:
+                made = reviews.keep(picture.data, result.decision, facts_of(picture, result, loaded))
+                result = result.model_copy(update={"review": made})
+            except SkumatchError as error:
+                metrics.lost.inc()
+                LOG.error("a crop was not kept for review: %s", error)
         named.append(result)
     return named
+
+
+def facts_of(picture: Picture, result: CropSaid, loaded: Loaded) -> dict[str, Any]:
+    """Return what is kept beside a crop."""
+    return {
+        "name": picture.name,
+        "probability": result.probability,
+        "candidates": [one.model_dump(include={"sku", "title", "score", "view"}) for one in result.matches],
+        "model": loaded.model["digest"],
+        "gallery": loaded.gallery.version,
+    }
 
 
 def in_sample(data: bytes, share: float) -> bool:

@@ -38,6 +38,8 @@ class Metrics:
         self.info = Gauge(
             "skumatch_info", "1 for the model and version that answer.", ["model", "gallery"], registry=registry
         )
+        self.lost = Counter("skumatch_reviews_lost", "Doubtful crops that could not be kept.", registry=registry)
+        self.waiting = Gauge("skumatch_reviews_waiting", "Crops that wait for a verdict.", registry=registry)
         self._made = time.time()
         self.age.set_function(lambda: time.time() - self._made)
 

@@ -19,11 +19,13 @@ from skumatch.serve.problems import Problem
 from skumatch.serve.review_export import zipped
 from skumatch.serve.review_schemas import (
     ClaimAsked,
+    ClaimedSaid,
     DaySaid,
     JudgedSaid,
     ReleasedSaid,
     ReviewSaid,
     ReviewsSaid,
+    Session,
     SessionAsked,
     ShareSaid,
     StatsSaid,
@@ -106,17 +108,19 @@ async def export(request: Request) -> Response:
 
 @router.post(
     "/claim",
-    response_model=ReviewsSaid,
+    response_model=ClaimedSaid,
     responses=failures(404, 408, 413, 415),
     openapi_extra=takes(ClaimAsked),
     operation_id="claim_reviews",
     summary="Get crops to look at",
 )
-async def claim(request: Request, who: Changer) -> ReviewsSaid:
+async def claim(request: Request, who: Changer) -> ClaimedSaid:
     """Return the session's crops and the oldest that nobody looks at; no other session gets them for a while."""
     reviews = kept_here(request).reviews
     asked = await said(request, ClaimAsked)
-    return await listed(reviews, await anyio.to_thread.run_sync(partial(reviews.claim, asked.session, asked.limit)))
+    work = partial(reviews.claim, asked.session, asked.limit, asked.first, asked.without)
+    found = await listed(reviews, await anyio.to_thread.run_sync(work))
+    return ClaimedSaid(**dict(found), seconds=reviews.settings.review_claim)
 
 
 @router.post(
@@ -202,13 +206,18 @@ async def give_verdict(request: Request, crop: OneCrop, who: Changer) -> JudgedS
     operation_id="undo_verdict",
     summary="Take a verdict back",
 )
-async def undo(request: Request, crop: OneCrop, who: Changer) -> JudgedSaid:
+async def undo(
+    request: Request,
+    crop: OneCrop,
+    who: Changer,
+    session: Annotated[Session | None, Query(description="Who looks at it from then on.")] = None,
+) -> JudgedSaid:
     """Take a verdict back, with the reference view that it made; the crop waits again."""
     service: Service = request.app.state.service
     learning = kept_here(request).learning
 
     def work(home: Backend, writer: Writer) -> Review:
-        return learning.undo(crop, home)
+        return learning.undo(crop, home, session or "")
 
     review = await service.change(who, "review.undo", {"review": crop}, work)
     return JudgedSaid(review=shown(review), gallery=gallery_said(service.loaded))

@@ -12,6 +12,7 @@ from skumatch.serve.schemas import VIEW_URL, GallerySaid, Said
 from skumatch.serve.sku_schemas import Asked, SkuName, Text
 
 Decision = Literal["accept", "review", "unknown"]
+CropId = Annotated[str, Field(pattern="^[0-9a-f]{32}$", examples=["0" * 32])]
 Session = Annotated[
     str, Field(pattern="^[0-9a-zA-Z_-]{8,64}$", description="Who looks: a word that a page makes up for itself.")
 ]
@@ -55,11 +56,19 @@ class ReviewsSaid(Said):
     next: int | None = Field(description="What `after` takes for the next page; null at the end.")
 
 
+class ClaimedSaid(ReviewsSaid):
+    """Crops that a session has for itself."""
+
+    seconds: float = Field(description="For how long; asking again begins anew.")
+
+
 class ClaimAsked(Asked):
     """Crops to look at."""
 
     session: Session
     limit: int = Field(default=10, ge=1, le=100)
+    first: CropId | Literal[""] = Field(default="", description="Before all others, where nobody else has it.")
+    without: list[CropId] = Field(default=[], max_length=1000, description="Not these; they are given back.")
 
 
 class SessionAsked(Asked):

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -129,17 +129,28 @@ class Reviews:
         asked = sa.select(*_told).where(_c.verdict.is_(None), _c.number > after, self._fresh())
         return self._read(asked.order_by(_c.number).limit(limit))
 
-    def claim(self, session: str, limit: int) -> list[Review]:
-        """Return up to ``limit`` crops without a verdict, oldest first, for ``session`` alone for ``review_claim``
-        seconds from now: those that it has already, then others."""
-        free = sa.select(_c.number).where(_c.verdict.is_(None), self._fresh(), self._free(session))
-        own_first = sa.case((sa.and_(_c.session == session, _c.until >= self._now()), 0), else_=1)
+    def claim(self, session: str, limit: int, first: str = "", without: Sequence[str] = ()) -> list[Review]:
+        """Return up to ``limit`` crops without a verdict for ``session`` alone for ``review_claim`` seconds from now:
+        the crop ``first``, where nobody else has it, those that it has already, then others, oldest first.
+
+        The crops ``without`` are given back if it has them.
+        """
         with self.database.writing() as connection:
-            numbers = connection.execute(free.order_by(own_first, _c.number).limit(limit)).scalars().all()
+            wanted, left = self._numbers(connection, [first]), self._numbers(connection, without)
+            connection.execute(sa.update(_crops).where(_c.number.in_(left), _c.session == session).values(_FREE))
+            free = sa.select(_c.number).where(_c.verdict.is_(None), self._fresh(), self._free(session))
+            own = sa.and_(_c.session == session, _c.until >= self._now())
+            rank = sa.case((_c.number.in_(wanted), 0), (own, 1), else_=2)
+            asked = free.where(_c.number.not_in(left)).order_by(rank, _c.number).limit(limit)
+            numbers = connection.execute(asked).scalars().all()
             held = {"session": session, "until": self._now() + self.settings.review_claim}
             connection.execute(sa.update(_crops).where(_c.number.in_(numbers)).values(held))
-            asked = sa.select(*_told).where(_c.number.in_(numbers)).order_by(_c.number)
-            return [_review(row) for row in connection.execute(asked).mappings()]
+            told = sa.select(*_told).where(_c.number.in_(numbers))
+            first_first = sa.case((_c.number.in_(wanted), 0), else_=1)
+            return [_review(row) for row in connection.execute(told.order_by(first_first, _c.number)).mappings()]
+
+    def _numbers(self, connection: sa.Connection, crops: Sequence[str]) -> Sequence[int]:
+        return connection.execute(sa.select(_c.number).where(_c.id.in_(crops))).scalars().all()
 
     def release(self, session: str) -> int:
         """Give back what ``session`` has claimed and not judged; return how many crops."""
@@ -227,11 +238,15 @@ class Reviews:
             connection.execute(asked)
         return self.get(crop)
 
-    def reopen(self, crop: str) -> Review:
-        """Take a verdict back: the crop waits again. Raises Problem 404, 409 where there is none."""
+    def reopen(self, crop: str, session: str = "") -> Review:
+        """Take a verdict back: the crop waits again, and ``session``, if any, looks at it.
+
+        Raises Problem 404, 409 where there is no verdict.
+        """
         before = self.get(crop)
+        held = {"session": session, "until": self._now() + self.settings.review_claim} if session else _FREE
         with self.database.writing() as connection:
-            asked = sa.update(_crops).where(_c.id == crop, _c.verdict.is_not(None)).values({**_OPEN, **_FREE})
+            asked = sa.update(_crops).where(_c.id == crop, _c.verdict.is_not(None)).values({**_OPEN, **held})
             if not connection.execute(asked).rowcount or before.verdict is None:
                 raise Problem(409, f"{crop} has no verdict", "see GET /v1/review")
             _count(connection, before, before.verdict, -1)

@@ -117,7 +117,7 @@ class Service:
         if self.settings.watch:
             self._tasks.append(asyncio.create_task(self._watch()))
         if self.reviewing is not None:
-            self._tasks.append(asyncio.create_task(self._write_tallies(self.reviewing.tallies)))
+            self._tasks.append(asyncio.create_task(self._tell(self.reviewing)))
 
     async def reload(self, why: str) -> bool:
         """Take up the current model and gallery, opened beside the old; return whether they are others.
@@ -206,12 +206,14 @@ class Service:
             except SkumatchError as error:
                 LOG.warning("watch: %s", error)
 
-    async def _write_tallies(self, tallies: Tallies) -> None:
-        """Write now and then what was counted."""
+    async def _tell(self, reviewing: Reviewing) -> None:
+        """Write now and then what was counted, and note how many crops wait."""
         while True:
             await asyncio.sleep(TALLY)
             try:
-                await asyncio.get_running_loop().run_in_executor(None, tallies.write)
+                await asyncio.get_running_loop().run_in_executor(None, reviewing.tallies.write)
+                waiting = await asyncio.get_running_loop().run_in_executor(None, reviewing.reviews.waiting)
+                self.metrics.waiting.set(waiting)
             except SkumatchError as error:
                 LOG.warning("figures: %s", error)
 

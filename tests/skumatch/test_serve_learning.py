@@ -204,6 +204,9 @@ def test_what_was_interrupted_is_finished_at_the_next_start(
     views = len(again.loaded.gallery.ids_of("sku-1"))
     assert (found.verdict, found.state, views) == ((None, None, 4) if undoing else ("accept", "done", 5))
     assert again.reviewing.reviews.unfinished() == []
+    if not undoing:
+        again.reviewing.learning.undo(made, again.home)
+        assert len(again.home.gallery().ids_of("sku-1")) == 4
 
 
 def test_corrections_are_a_manifest_for_the_next_fine_tune(api: TestClient, service: Service, tmp_path: Path) -> None:
@@ -245,6 +248,25 @@ def test_of_two_sessions_none_gets_the_same_crop(api: TestClient, patterns: Path
     said = api.post("/v1/review/claim", json={"session": "operator-2", "limit": 6}).json()
     assert [one["id"] for one in said["reviews"]] == sorted([*made[4:8], *made[1:3]], key=made.index)
     judge(api, made[11], verdict="reject")  # nobody has it
+
+
+def test_one_crop_is_asked_for_and_others_are_left_out(api: TestClient, patterns: Path) -> None:
+    made = [asked(api, path.read_bytes())["review"] for path in sorted((patterns / "test").rglob("*.png"))[:5]]
+
+    def claimed(session: str, **said: Any) -> list[str]:
+        answer = api.post("/v1/review/claim", json={"session": session, "limit": 2, **said})
+        assert answer.status_code == 200 and answer.json()["seconds"] == 300
+        return [one["id"] for one in answer.json()["reviews"]]
+
+    assert claimed("operator-1", first=made[3]) == [made[3], made[0]]
+    assert claimed("operator-2", first=made[3]) == made[1:3]
+    assert claimed("operator-1", without=[made[3], "0" * 32]) == [made[0], made[4]]
+    assert claimed("operator-2", first=made[3], without=[made[1]]) == [made[3], made[2]]
+    judge(api, made[0], verdict="reject", session="operator-1")
+    undone = api.post(f"/v1/review/{made[0]}/undo?session=operator-1").json()["review"]
+    assert undone["claimed"] and undone["verdict"] is None
+    assert claimed("operator-2", limit=5) == made[1:4]
+    assert api.post(f"/v1/review/{made[1]}/undo?session=x").status_code == 422
 
 
 def test_a_claim_ends(tmp_path: Path) -> None:

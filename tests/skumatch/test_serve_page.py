@@ -145,11 +145,9 @@ def test_from_unknown_to_a_sku_and_back(
         with page.expect_download() as saved:
             page.get_by_text("Save corrections").click()
         saved.value.save_as(tmp_path / "corrections.zip")
-        page.goto(f"{running.url}/#review")
-        (judged,) = running.get("/v1/review?state=judged")["reviews"]
-        page.goto(f"{running.url}/#review/{judged['id']}")
-        page.get_by_role("button", name="Undo").first.click()
-        page.get_by_text("Undone.").wait_for()
+        page.goto(f"{running.url}/#review/judged")
+        page.get_by_role("button", name="Undo: first.png is new: tea-20").click()
+        page.get_by_text("Undone: the crop waits again.").wait_for()
         assert upload(page, "last.png", fresh).get_attribute("data-decision") == "unknown"
     shutil.unpack_archive(tmp_path / "corrections.zip", tmp_path / "corrections")
     finetuned(patterns, tmp_path, tmp_path / "corrections" / "corrections.csv")
@@ -222,6 +220,29 @@ def test_two_operators_never_get_the_same_crop(running: Running, browser: Any, d
     assert len(seen) == len(set(seen)) >= 40
 
 
+def test_skipped_ones_and_new_ones_come_too(running: Running, browser: Any, draw_view: Draw) -> None:
+    running.settings.append("review_claim=3")
+    running.start()
+    for number in range(25):  # more than are claimed at a time
+        running.ask(png(draw_view(number % 6, 10 + number)))
+    with page_of(browser, running) as page, page_of(browser, running) as other:
+        page.goto(f"{running.url}/#review")
+        for _ in range(25):
+            page.locator(".desk .choose").wait_for()
+            page.keyboard.press("k")
+        page.get_by_role("button", name="Look at the 25 skipped").click()
+        page.locator(".desk .choose").wait_for()
+        first = page.locator(".desk").get_attribute("data-crop")
+        other.goto(f"{running.url}/#review/{first}")
+        other.get_by_text("Somebody else looks at this crop.").first.wait_for()
+        page.wait_for_timeout(4000)  # longer than a claim lasts: it is asked for again
+        page.keyboard.press("x")
+        page.get_by_text("No product.").first.wait_for()
+        page.keyboard.press("u")
+        page.get_by_text("Undone.").first.wait_for()
+        assert page.locator(".desk").get_attribute("data-crop") == first
+
+
 HOSTILE = "<img src=x onerror=alert(1)>" + "W" * 200
 
 
@@ -243,6 +264,7 @@ def test_nothing_overflows_and_no_name_runs(
             "gallery",
             f"gallery/{HOSTILE.replace('/', '%2F')}",
             "gallery/versions%3A",
+            "review/judged",
             "figures",
         ):
             page.goto(f"{running.url}/#{view}")
@@ -268,7 +290,7 @@ def test_axe_finds_nothing_serious(
     running.ask(png(draw_view(1, 10)))
     with page_of(browser, running, width, color_scheme=scheme, bypass_csp=True) as page:
         upload(page, "crop.png", png(draw_view(2, 11)))
-        for view in ("match", "review", "gallery", "gallery/sku-1", "gallery/versions%3A", "figures"):
+        for view in ("match", "review", "review/judged", "gallery", "gallery/sku-1", "gallery/versions%3A", "figures"):
             if view != "match":
                 page.goto(f"{running.url}/#{view}")
             page.wait_for_timeout(500)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import stat
@@ -269,6 +270,21 @@ def test_a_full_disk_is_said_and_changes_nothing(tiny_disk: Path) -> None:
             reviews.keep(os.urandom(200_000), "review", FACTS)
     assert made in waiting(reviews)
     reviews.close()
+
+
+def test_what_cannot_be_kept_is_answered(
+    patterns: Path, encoder: Encoder, tmp_path: Path, tiny_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = make_service(make_gallery(patterns, encoder, tmp_path / "gallery"), encoder, tiny_disk, reviews=True)
+    with client(service) as api:
+        (tiny_disk / "filler").write_bytes(b"0" * shutil.disk_usage(tiny_disk).free)
+        picture = (patterns / "test" / "sku-1" / "4.png").read_bytes()
+        answer = api.post("/v1/match", content=picture, headers={"Content-Type": "image/png"})
+        assert answer.status_code == 200
+        (result,) = answer.json()["results"]
+        assert result["decision"] == "review" and result["matches"] and result["review"] is None
+        assert "skumatch_reviews_lost_total 1.0" in api.get("/metrics").text
+    assert "a crop was not kept for review" in caplog.text
 
 
 JUDGE = """

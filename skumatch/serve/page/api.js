@@ -16,18 +16,18 @@ export class Refused extends Error {
 }
 
 // Ask, and return the answer's JSON. Throws Refused with the service's words; status 0: it cannot be reached.
-export async function call(path, { method = "GET", json = null, body = null, headers = {}, signal } = {}) {
+export async function call(path, { method = "GET", json = null, body = null, headers = {}, signal, keepalive } = {}) {
   const answer = await send(path, method, json === null ? body : JSON.stringify(json),
-    json === null ? headers : { ...headers, "Content-Type": "application/json" }, signal);
+    json === null ? headers : { ...headers, "Content-Type": "application/json" }, { signal, keepalive });
   return answer.json();
 }
 
-async function send(path, method, body, headers, signal) {
+async function send(path, method, body, headers, how = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
     let answer;
     try {
-      answer = await fetch(path, { method, body, signal, headers: key ? { ...headers, "X-API-Key": key } : headers });
+      answer = await fetch(path, { ...how, method, body, headers: key ? { ...headers, "X-API-Key": key } : headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Refused(0, "the service cannot be reached", "is it running?");

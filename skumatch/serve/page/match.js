@@ -1,11 +1,11 @@
 // Drop, paste or choose crops, and see which SKUs they show.
 
 import { call, form, picture } from "./api.js";
-import { announce, failed, h, percent } from "./dom.js";
+import { announce, h, percent } from "./dom.js";
 
 const AT_ONCE = 8; // pictures in a request
 const SHOWN = 5;
-const WORDS = { accept: "accepted", review: "to review", unknown: "unknown", error: "not readable" };
+const WORDS = { accept: "accepted", review: "to review", unknown: "unknown", error: "no answer" };
 
 export default async function match(place) {
   const results = h("div", { class: "results", "aria-live": "off" });
@@ -44,8 +44,7 @@ export default async function match(place) {
         const said = await call(`/v1/match?k=${SHOWN}`, { method: "POST", body: form(some) });
         said.results.forEach((result, at) => results.prepend(card(result, some[at])));
       } catch (error) {
-        if (error.status === 422) for (const file of some) results.prepend(unreadable(file, error));
-        else failed(error);
+        for (const file of some) results.prepend(unanswered(file, error));
       }
       done += some.length;
     }
@@ -70,9 +69,9 @@ function card(result, file) {
       result.review && result.decision !== "accept" && h("p", {}, h("a", { class: "button", href: `#review/${result.review}` }, "Say what it is"))));
 }
 
-function unreadable(file, error) {
+function unanswered(file, error) {
   return h("article", { class: "card", "data-decision": "error" },
-    h("div", { class: "about" }, h("p", { class: "row" }, badge("error"), h("span", { class: "quiet name" }, file.name)), h("p", { class: "wrong" }, error.message)));
+    h("div", { class: "about" }, h("p", { class: "row" }, badge("error"), h("span", { class: "quiet name" }, file.name || "pasted")), h("p", { class: "wrong" }, error.message)));
 }
 
 export function badge(decision) {

@@ -3,13 +3,16 @@
 
 import { call, picture, show } from "./api.js";
 import { announce, ask, failed, h, toast } from "./dom.js";
+import judged from "./judged.js";
 import { badge, probability } from "./match.js";
 import { chooser } from "./skus.js";
 
 const SESSION = "skumatch session";
 const AHEAD = 20; // crops claimed at a time
+const LEFT_OUT = 1000; // skipped ones that the service is told of
 const LOW = 5; // when so few are left, more are claimed
 const AGAIN = 1000; // milliseconds between attempts
+const LOOK = 10000; // milliseconds between looks at an empty queue
 const DONE = 30; // crops that can be undone from here
 const KEYS = [["1\u20139", "it is this candidate"], ["Enter", "it is the first"], ["S", "it is another SKU"], ["N", "it is a new SKU"], ["X", "no product"], ["K", "skip"], ["U", "undo the last"]];
 
@@ -23,27 +26,54 @@ function session() {
 }
 
 export default async function review(place, only, current) {
+  if (only === "judged") return judged(place);
   const mine = session();
   let queue = []; // claimed and not judged
   const skipped = new Set();
   const done = []; // ids of judged ones, the latest last
   let sending = false;
   let claiming = null;
+  let beat = 0;
   let ended = false;
 
   const progress = h("p", { class: "quiet", role: "status" });
   const desk = h("div", { class: "desk" });
   const help = h("details", { class: "keys" }, h("summary", {}, "Keys"), h("dl", {}, KEYS.map(([key, what]) => h("div", {}, h("dt", {}, h("kbd", {}, key)), h("dd", {}, what)))));
   const undoButton = h("button", { type: "button", class: "plain", onclick: undo, disabled: true }, "Undo");
-  place.append(h("div", { class: "row spread" }, h("h1", {}, "Review"), h("div", { class: "row" }, progress, undoButton)), desk, help);
+  place.append(h("div", { class: "row spread" }, h("h1", {}, "Review"), h("div", { class: "row" }, progress, h("a", { class: "button plain", href: "#review/judged" }, "Judged"), undoButton)), desk, help);
 
-  async function claim() {
-    claiming ??= call("/v1/review/claim", { method: "POST", json: { session: mine, limit: AHEAD } }).finally(() => { claiming = null; });
-    const said = await claiming;
+  // Get crops that nobody else gets meanwhile, and keep those that are here.
+  async function claim(first = "") {
+    claiming ??= claimed(first).finally(() => { claiming = null; });
+    return claiming;
+  }
+
+  async function claimed(first) {
+    const had = new Set(queue.map((one) => one.id));
+    const asked = { session: mine, limit: Math.max(AHEAD, had.size), first, without: [...skipped].slice(-LEFT_OUT) };
+    const said = await call("/v1/review/claim", { method: "POST", json: asked });
     told(said.waiting);
+    const ours = new Set(said.reviews.map((one) => one.id));
+    queue = queue.filter((one) => ours.has(one.id) || !had.has(one.id)); // who was away too long has lost them
     const known = new Set([...queue.map((one) => one.id), ...done, ...skipped]);
     queue.push(...said.reviews.filter((one) => !known.has(one.id)));
     for (const one of queue.slice(1, 4)) show(new Image(), one.url);
+    clearTimeout(beat);
+    if (!ended) beat = setTimeout(held, queue.length ? 1000 * Math.max(1, said.seconds / 3) : LOOK);
+  }
+
+  // What is on the screen is nobody else's, and an empty one does not stay so.
+  async function held() {
+    if (document.hidden) {
+      beat = setTimeout(held, LOOK);
+      return;
+    }
+    try {
+      await claim();
+      if (current() && !sending && queue[0]?.id !== desk.dataset.crop) draw();
+    } catch {
+      if (!ended) beat = setTimeout(held, LOOK);
+    }
   }
 
   function told(waiting) {
@@ -61,7 +91,9 @@ export default async function review(place, only, current) {
   function draw() {
     const one = queue[0];
     if (!one) {
-      desk.replaceChildren(h("p", { class: "empty" }, "Nothing waits for review.", skipped.size ? ` ${skipped.size} skipped.` : ""));
+      const again = h("button", { type: "button", onclick: () => { skipped.clear(); next().catch(failed); } }, `Look at the ${skipped.size.toLocaleString()} skipped`);
+      desk.replaceChildren(h("div", { class: "empty" }, h("p", {}, skipped.size ? "Nothing else waits for review." : "Nothing waits for review."), skipped.size ? again : null));
+      delete desk.dataset.crop;
       return;
     }
     const best = one.candidates[0];
@@ -92,17 +124,19 @@ export default async function review(place, only, current) {
   }
 
   async function other() {
-    if (!queue[0] || sending) return;
+    const one = queue[0];
+    if (!one || sending) return;
     const sku = await chooser("Which SKU is it?");
-    if (sku) judge({ verdict: "correct", sku }, sku);
+    if (sku) judge({ verdict: "correct", sku }, sku, one);
   }
 
   async function fresh() {
-    if (!queue[0] || sending) return;
+    const one = queue[0];
+    if (!one || sending) return;
     const name = h("input", { id: "new-sku", required: true, maxlength: 256, autocomplete: "off" });
     const title = h("input", { id: "new-title", maxlength: 400, autocomplete: "off" });
     const given = await ask("A new SKU", [h("label", { for: "new-sku" }, "SKU"), name, h("label", { for: "new-title" }, "Title (optional)"), title], "Add it", () => ({ sku: name.value.trim(), title: title.value.trim() }));
-    if (given?.sku) judge({ verdict: "new", ...given }, given.title || given.sku);
+    if (given?.sku) judge({ verdict: "new", ...given }, given.title || given.sku, one);
   }
 
   function skip() {
@@ -112,8 +146,7 @@ export default async function review(place, only, current) {
   }
 
   // Send a verdict until the service has it or refuses it.
-  async function judge(said, words) {
-    const one = queue[0];
+  async function judge(said, words, one = queue[0]) {
     if (!one || sending) return;
     sending = true;
     desk.classList.add("busy");
@@ -159,7 +192,7 @@ export default async function review(place, only, current) {
     if (!id || sending) return;
     sending = true;
     try {
-      const said = await call(`/v1/review/${id}/undo`, { method: "POST" });
+      const said = await call(`/v1/review/${id}/undo?session=${mine}`, { method: "POST" });
       queue.unshift(said.review);
       toast("Undone.");
       document.dispatchEvent(new Event("skumatch:changed"));
@@ -186,15 +219,18 @@ export default async function review(place, only, current) {
   }
   addEventListener("keydown", pressed);
   const leaving = () => { // others get them at once
-    fetch("/v1/review/release", { method: "POST", keepalive: true, body: JSON.stringify({ session: mine }), headers: { "Content-Type": "application/json", ...(sessionStorage.getItem("skumatch key") ? { "X-API-Key": sessionStorage.getItem("skumatch key") } : {}) } }).catch(() => {});
+    if (beat) call("/v1/review/release", { method: "POST", keepalive: true, json: { session: mine } }).catch(() => {});
   };
   addEventListener("pagehide", leaving);
 
   try {
-    if (only) queue.push(await call(`/v1/review/${only}`));
-    if (queue[0]?.verdict) {
-      done.push(queue.shift().id);
+    const wanted = only && await call(`/v1/review/${only}`);
+    if (wanted && wanted.verdict) {
+      done.push(wanted.id);
       undoButton.disabled = false;
+    } else if (wanted) {
+      await claim(wanted.id);
+      if (queue[0]?.id !== wanted.id) toast("Somebody else looks at this crop.");
     }
     await next();
   } catch (error) {
@@ -203,6 +239,7 @@ export default async function review(place, only, current) {
   }
   return () => {
     ended = true;
+    clearTimeout(beat);
     removeEventListener("keydown", pressed);
     removeEventListener("pagehide", leaving);
     leaving();
