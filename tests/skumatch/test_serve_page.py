@@ -147,7 +147,7 @@ def test_from_unknown_to_a_sku_and_back(
         saved.value.save_as(tmp_path / "corrections.zip")
         page.goto(f"{running.url}/#review/judged")
         page.get_by_role("button", name="Undo: first.png is new: tea-20").click()
-        page.get_by_text("Undone: the crop waits again.").wait_for()
+        page.get_by_text("Undone: the crop waits again.").first.wait_for()
         assert upload(page, "last.png", fresh).get_attribute("data-decision") == "unknown"
     shutil.unpack_archive(tmp_path / "corrections.zip", tmp_path / "corrections")
     finetuned(patterns, tmp_path, tmp_path / "corrections" / "corrections.csv")

@@ -22,7 +22,7 @@ export default async function judged(place) {
     const words = `${WORDS[one.verdict]}${one.verdict === "reject" ? "" : ` ${one.sku || "without a name"}`}`;
     return h("li", {},
       picture(one.url, `the crop ${one.name || one.id}`),
-      h("span", { class: "row" }, badge(one.decision), h("b", {}, words)),
+      h("span", { class: "row" }, badge(one.decision), h("b", { title: words }, words)),
       h("span", { class: "quiet" }, `${one.who}, `, when(one.judged)),
       h("button", { type: "button", class: "plain", "aria-label": `Undo: ${one.name || one.id} ${words}`, onclick: () => undo(one.id) }, "Undo"));
   }

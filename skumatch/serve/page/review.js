@@ -36,11 +36,10 @@ export default async function review(place, only, current) {
   let beat = 0;
   let ended = false;
 
-  const progress = h("p", { class: "quiet", role: "status" });
   const desk = h("div", { class: "desk" });
   const help = h("details", { class: "keys" }, h("summary", {}, "Keys"), h("dl", {}, KEYS.map(([key, what]) => h("div", {}, h("dt", {}, h("kbd", {}, key)), h("dd", {}, what)))));
   const undoButton = h("button", { type: "button", class: "plain", onclick: undo, disabled: true }, "Undo");
-  place.append(h("div", { class: "row spread" }, h("h1", {}, "Review"), h("div", { class: "row" }, progress, h("a", { class: "button plain", href: "#review/judged" }, "Judged"), undoButton)), desk, help);
+  place.append(h("div", { class: "row spread" }, h("h1", {}, "Review"), h("div", { class: "row" }, h("a", { class: "button plain", href: "#review/judged" }, "Judged"), undoButton)), desk, help);
 
   // Get crops that nobody else gets meanwhile, and keep those that are here.
   async function claim(first = "") {
@@ -52,7 +51,7 @@ export default async function review(place, only, current) {
     const had = new Set(queue.map((one) => one.id));
     const asked = { session: mine, limit: Math.max(AHEAD, had.size), first, without: [...skipped].slice(-LEFT_OUT) };
     const said = await call("/v1/review/claim", { method: "POST", json: asked });
-    told(said.waiting);
+    document.dispatchEvent(new CustomEvent("skumatch:waiting", { detail: said.waiting }));
     const ours = new Set(said.reviews.map((one) => one.id));
     queue = queue.filter((one) => ours.has(one.id) || !had.has(one.id)); // who was away too long has lost them
     const known = new Set([...queue.map((one) => one.id), ...done, ...skipped]);
@@ -74,11 +73,6 @@ export default async function review(place, only, current) {
     } catch {
       if (!ended) beat = setTimeout(held, LOOK);
     }
-  }
-
-  function told(waiting) {
-    progress.textContent = `${waiting.toLocaleString()} waiting`;
-    document.dispatchEvent(new CustomEvent("skumatch:waiting", { detail: waiting }));
   }
 
   async function next() {
