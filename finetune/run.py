@@ -324,7 +324,8 @@ def _require_same(folder: Path, start: dict[str, Any]) -> None:
     if {**recorded_recipe(folder).to_json(), "compute": None} != wanted:  # keys newer than the record: their defaults
         raise ConfigError(f"{folder} was started with another recipe", "leave out --resume to start anew")
     if before["rows"] != start["rows"]:
-        raise DataError(f"the pictures changed since {folder} was started", "leave out --resume to start anew")
+        todo = "give the --where and --also of then, or leave out --resume to start anew"
+        raise DataError(f"the pictures changed since {folder} was started", todo)
     if before["encoder"] != start["encoder"]:
         raise ConfigError(f"the encoder changed since {folder} was started", "leave out --resume to start anew")
     if _listed(before).get("sha256") != _listed(start).get("sha256"):

@@ -221,7 +221,7 @@ def test_two_operators_never_get_the_same_crop(running: Running, browser: Any, d
 
 
 def test_skipped_ones_and_new_ones_come_too(running: Running, browser: Any, draw_view: Draw) -> None:
-    running.settings.append("review_claim=3")
+    running.settings.append("review_claim=9")
     running.start()
     for number in range(25):  # more than are claimed at a time
         running.ask(png(draw_view(number % 6, 10 + number)))
@@ -229,13 +229,15 @@ def test_skipped_ones_and_new_ones_come_too(running: Running, browser: Any, draw
         page.goto(f"{running.url}/#review")
         for _ in range(25):
             page.locator(".desk .choose").wait_for()
+            before = page.locator(".desk").get_attribute("data-crop")
             page.keyboard.press("k")
+            page.wait_for_selector(f".desk:not([data-crop='{before}'])")
         page.get_by_role("button", name="Look at the 25 skipped").click()
         page.locator(".desk .choose").wait_for()
         first = page.locator(".desk").get_attribute("data-crop")
         other.goto(f"{running.url}/#review/{first}")
         other.get_by_text("Somebody else looks at this crop.").first.wait_for()
-        page.wait_for_timeout(4000)  # longer than a claim lasts: it is asked for again
+        page.wait_for_timeout(10_000)  # longer than a claim lasts: it is asked for again
         page.keyboard.press("x")
         page.get_by_text("No product.").first.wait_for()
         page.keyboard.press("u")
