@@ -38,6 +38,7 @@ CHANNEL = {  # how gRPC connects
     "grpc.use_local_subchannel_pool": 1,  # a new connection knows nothing of what became of others
 }
 LEAST = 0.1  # seconds that an attempt has
+FIRST = 0.25  # share of the time for the first attempt to open a client
 PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between attempts
 T = TypeVar("T")
 _opened: dict[str, _Opened] = {}  # by address of the server
@@ -186,13 +187,21 @@ class Connection:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _once(self, action: Callable[[Any, float], T], until: float) -> T:
-        held = _open(self.address, max(LEAST, until - time.monotonic()))
+        held = self._held(until)
         try:
             with said(self.address):
                 return action(held.client, max(LEAST, until - time.monotonic()))
         except Late:
             _retire(self.address, held)
             raise
+
+    def _held(self, until: float) -> _Opened:
+        """Return the client, opened where there is none; once more where the answer to its first call got lost."""
+        left = until - time.monotonic()
+        try:
+            return _open(self.address, max(LEAST, left * FIRST))
+        except Late:
+            return _open(self.address, max(LEAST, until - time.monotonic()))
 
     def _load(self, name: str) -> None:
         """Load a collection: the server was started again, or one that made it was cut off."""

@@ -274,5 +274,5 @@ class Gate:
             return refused
         if refused is not None:
             context.abort(getattr(grpc.StatusCode, refused[0]), refused[1])
-        answer: bytes = self._channel.unary_unary(details.method)(sent)
+        answer: bytes = self._channel.unary_unary(details.method)(sent, timeout=context.time_remaining())
         return answer
