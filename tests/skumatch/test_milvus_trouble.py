@@ -500,6 +500,22 @@ def test_a_server_that_says_no(code: str, shop: Shop, gate: Gate, hasty: Callabl
     finished(shop, "add", 0, gallery)
 
 
+def test_a_client_is_opened_though_the_first_answer_is_lost(shop: Shop, gate: Gate, hasty: Callable[..., None]) -> None:
+    asked = list[str]()
+
+    def lost(method: str, metadata: object) -> tuple[str, str] | None:
+        asked.append(method)
+        if method != "Connect" or asked.count(method) > 1:
+            return None
+        time.sleep(5)  # longer than there is time
+        return "UNAVAILABLE", "late"
+
+    gate.refusal = lost
+    hasty(True, "4")
+    open_milvus(shop.through(gate.port))
+    assert asked.count("Connect") == 2
+
+
 def test_a_server_that_has_too_much_to_do(shop: Shop, gate: Gate, hasty: Callable[..., None]) -> None:
     from pymilvus.grpc_gen import common_pb2, milvus_pb2
 
