@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from skumatch import artefact
 from skumatch.csv_cells import safe_cell
@@ -106,9 +107,9 @@ class _Stream(io.RawIOBase):
         """Return that it takes bytes."""
         return True
 
-    def write(self, data: object) -> int:
+    def write(self, data: Any) -> int:
         """Take bytes."""
-        part = bytes(data)  # type: ignore[call-overload]  # what zipfile writes
+        part = bytes(data)
         self._held += part
         return len(part)
 

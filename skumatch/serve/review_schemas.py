@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field
 
@@ -146,7 +146,7 @@ def review_said(review: Review, now: float) -> ReviewSaid:
     return ReviewSaid(
         id=review.id,
         time=_utc(review.kept),
-        decision=review.decision,  # type: ignore[arg-type]  # pydantic checks it
+        decision=cast(Decision, review.decision),
         candidates=candidates,
         url=f"/v1/review/{review.id}/image",
         claimed=review.verdict is None and review.until is not None and review.until >= now,

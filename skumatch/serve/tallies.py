@@ -16,6 +16,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
+from skumatch.errors import SkumatchError
 from skumatch.serve.review_tables import Database, add, answered, judged
 from skumatch.serve.reviews import DAY, day_of
 
@@ -94,7 +95,7 @@ class Tallies:
                 add(connection, answered, rows)
                 for table in (answered, judged):
                     connection.execute(sa.delete(table).where(table.c.day < oldest))
-        except Exception:
+        except SkumatchError:
             with self._lock:
                 self._held.update(held)
             raise
@@ -106,7 +107,9 @@ class Tallies:
         with self.database.reading() as connection:
             told = connection.execute(sa.select(answered).where(answered.c.day >= names[0])).mappings().all()
             said = connection.execute(sa.select(judged).where(judged.c.day >= names[0])).mappings().all()
-        decisions, scores, verdicts = ({name: Counter[object]() for name in names} for _ in range(3))
+        decisions = {name: Counter[str]() for name in names}
+        scores = {name: Counter[int]() for name in names}
+        verdicts = {name: Counter[tuple[str, str]]() for name in names}
         for row in told:
             if row["day"] in decisions:  # a clock that went back wrote days to come
                 decisions[row["day"]][row["decision"]] += row["count"]
@@ -114,7 +117,7 @@ class Tallies:
         for row in said:
             if row["day"] in verdicts:
                 verdicts[row["day"]][row["decision"], row["verdict"]] += row["count"]
-        return [Day(name, decisions[name], scores[name], verdicts[name]) for name in names]  # type: ignore[arg-type]
+        return [Day(name, decisions[name], scores[name], verdicts[name]) for name in names]
 
 
 def bucket_of(score: float) -> int:

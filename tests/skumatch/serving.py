@@ -64,3 +64,13 @@ def client(service: Service, **headers: str) -> Iterator[TestClient]:
     """Run the service's app while the block runs."""
     with TestClient(make_app(service), base_url=HOST, headers=headers, raise_server_exceptions=True) as found:
         yield found
+
+
+class Clock:
+    """A time that the test sets, in seconds since 1970."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now

@@ -31,7 +31,7 @@ from skumatch.errors import ArtefactError
 from skumatch.serve.problems import Problem
 from skumatch.serve.reviews import DAY, Reviews, Verdict
 from skumatch.serve.settings import Settings
-from tests.skumatch.serving import client, make_gallery, make_service
+from tests.skumatch.serving import Clock, client, make_gallery, make_service
 
 FACTS: dict[str, Any] = {
     "name": "crop.png",
@@ -44,18 +44,9 @@ NUMBERS = count()
 Open = Callable[..., Reviews]
 
 
-class Clock:
-    """A time that the test sets."""
-
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_000_000.0)
 
 
 @pytest.fixture
@@ -92,7 +83,7 @@ def test_what_is_kept_comes_back(opened: Open, tmp_path: Path) -> None:
             "number": 1,
             "id": made,
             "sha256": sha256(b"picture").hexdigest(),
-            "kept": Clock.now,
+            "kept": 1_000_000.0,
             "bytes": 7,
             "decision": "review",
             "facts": FACTS,

@@ -13,20 +13,14 @@ import pytest
 from skumatch.serve.reviews import DAY, Reviews
 from skumatch.serve.settings import Settings
 from skumatch.serve.tallies import Day, Share, Tallies, accuracy, agreement, bucket_of, drift, quantile
+from tests.skumatch.serving import Clock
 
 START = 1_772_366_400.0  # 2026-03-01 12:00 UTC
 
 
-class Clock:
-    now = START
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(START)
 
 
 @pytest.fixture
