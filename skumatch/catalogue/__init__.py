@@ -1,0 +1,1 @@
+"""Duplicate postings in a catalogue: which pictures and titles are of one product."""
