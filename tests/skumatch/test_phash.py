@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from skumatch.errors import ImageError
-from skumatch.eval import phash
+from skumatch import phash
 from skumatch.eval.leaks import SAME_AGREEMENT, SAME_WORST
 
 Change = Callable[[PILImage.Image], PILImage.Image]
