@@ -20,9 +20,9 @@ from skumatch import artefact
 from skumatch.dataset import Row
 from skumatch.embed import Progress, cores, no_progress, ordered_batches
 from skumatch.errors import ImageError
-from skumatch.phash import Hashes, fingerprint, nearest_hashes, overlay, plane
 from skumatch.eval.views import Views
 from skumatch.index.exact import ExactIndex
+from skumatch.phash import Hashes, fingerprint, nearest_hashes, overlay, plane
 from skumatch.spec import Ids
 
 Kind = Literal["bytes", "near", "frame"]

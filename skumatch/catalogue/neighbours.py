@@ -35,3 +35,25 @@ class Neighbours:
         """Return both ends of every pair, int64 (M,) each: the posting, its neighbour."""
         rows, columns = np.nonzero(self.places >= 0)
         return rows.astype(np.int64), self.places[rows, columns].astype(np.int64)
+
+
+def top_pairs(count: int, left: Ids, right: Ids, scores: Scores, k: int) -> Neighbours:
+    """Return the ``k`` best neighbours of each of ``count`` postings out of undirected pairs, each given once.
+
+    ``left``, ``right`` int64 (P,) places, ``scores`` float32 (P,). Ties: the smaller place first.
+    """
+    one, other = np.concatenate([left, right]), np.concatenate([right, left])
+    both = np.concatenate([scores, scores])
+    order = np.lexsort((other, -both, one))
+    one = one[order]
+    rank = np.arange(len(one)) - np.searchsorted(one, one)
+    kept = rank < k
+    places, found = empty(count, k)
+    places[one[kept], rank[kept]] = other[order][kept]
+    found[one[kept], rank[kept]] = both[order][kept]
+    return Neighbours(places, found)
+
+
+def empty(count: int, k: int) -> tuple[Places, Scores]:
+    """Return the arrays of Neighbours that nobody has."""
+    return np.full((count, k), -1, np.int32), np.zeros((count, k), np.float32)

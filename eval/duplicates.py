@@ -1,0 +1,99 @@
+"""How well postings were matched: F1, precision and recall of each, and the threshold that serves best.
+
+The measure of the Shopee product-matching task: per posting, the matches that were answered (itself included) against
+those that are right; the mean over postings. Knows nothing about how pairs were judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skumatch.catalogue.judged import Judged, Matches, matches_of
+from skumatch.errors import DataError
+from skumatch.eval.intervals import bootstrap
+from skumatch.eval.metrics import Accuracy
+from skumatch.spec import Ids
+
+STEPS = 200  # thresholds tried
+NONE = 2.0  # the threshold above every probability: nothing is matched
+PerPosting = NDArray[np.float64]
+Matching = Callable[[int, Judged, float], Matches]  # of postings, their pairs and a threshold
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Per posting F1, precision and recall, float64 (N,) in 0..1; ``groups`` int64 (N,): the units of intervals."""
+
+    f1: PerPosting
+    precision: PerPosting
+    recall: PerPosting
+    groups: Ids
+
+    def means(self, seed: int = 0) -> dict[str, Accuracy]:
+        """Return the means with their 95 % intervals, whole groups resampled."""
+        named = {"f1": self.f1, "precision": self.precision, "recall": self.recall}
+        return {name: bootstrap(values, self.groups, seed) for name, values in named.items()}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A threshold, and the mean F1, precision and recall that it has on the postings it was chosen on."""
+
+    threshold: float
+    f1: float
+    precision: float
+    recall: float
+
+
+def score(matches: Matches, groups: Ids) -> Scored:
+    """Compare ``matches`` with the labelled ``groups`` int64 (N,): all postings of a group are one product.
+
+    A posting's own place counts as an answer and is right, as in the task. Raises ValueError for other lengths.
+    """
+    if len(matches) != len(groups):
+        raise ValueError(f"{len(matches)} postings with matches, {len(groups)} with a group")
+    _, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    answered = np.diff(matches.offsets)
+    rows = np.repeat(np.arange(len(groups)), answered)
+    right = np.bincount(rows, codes[rows] == codes[matches.places], minlength=len(groups))
+    there = sizes[codes]
+    return Scored(
+        f1=2 * right / (answered + there),
+        precision=np.where(answered > 0, right / np.maximum(answered, 1), 0.0),
+        recall=right / there,
+        groups=groups,
+    )
+
+
+def by_pairs(count: int, judged: Judged, threshold: float) -> Matches:
+    """Match what the pairs from ``threshold`` on say, and nothing that follows from them."""
+    return matches_of(count, judged.above(threshold))
+
+
+def best_f1(judged: Judged, groups: Ids, match: Matching = by_pairs) -> Choice:
+    """Return the threshold with the highest mean F1 (ties: the highest) of those tried: 200 quantiles and none."""
+    return max(_tried(judged, groups, match), key=lambda choice: (choice.f1, choice.threshold))
+
+
+def least_threshold(judged: Judged, groups: Ids, precision: float, match: Matching = by_pairs) -> Choice:
+    """Return the threshold with the highest recall whose mean precision is at least ``precision``.
+
+    Raises DataError where none has.
+    """
+    good = [choice for choice in _tried(judged, groups, match) if choice.precision >= precision]
+    if not good:
+        raise DataError(f"no threshold reaches a precision of {precision:g}", "ask for less, or label more groups")
+    return max(good, key=lambda choice: (choice.recall, choice.threshold))
+
+
+def _tried(judged: Judged, groups: Ids, match: Matching) -> list[Choice]:
+    steps = np.unique(np.quantile(judged.probability, np.linspace(0, 1, STEPS))) if len(judged) else np.empty(0)
+    return [_choice(float(step), score(match(len(groups), judged, float(step)), groups)) for step in (*steps, NONE)]
+
+
+def _choice(threshold: float, scored: Scored) -> Choice:
+    return Choice(threshold, *(float(values.mean()) for values in (scored.f1, scored.precision, scored.recall)))

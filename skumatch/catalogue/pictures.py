@@ -1,0 +1,205 @@
+"""The pictures of a catalogue as vectors and hashes, kept on disk so that an interrupted run goes on where it was.
+
+WORK/vectors.npy, hashes.npy, state.npy    one row per posting
+WORK/errors.jsonl                          pictures that could not be read
+WORK/done.json                             what it was made of, and how many pictures are done
+
+It knows nothing about titles or pairs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skumatch import artefact
+from skumatch.catalogue.postings import Catalogue
+from skumatch.embed import Pipeline, Progress, no_extra, no_progress, ordered_batches
+from skumatch.encoder import Encoder
+from skumatch.errors import ImageError
+from skumatch.phash import Hashes, fingerprint
+from skumatch.spec import Ids, Vectors
+
+EVERY: Final = 1024  # pictures between two notes of how far it is
+DONE, ERRORS = "done.json", "errors.jsonl"
+READ = 1
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A posting whose picture could not be read: its place, the path as written, and why."""
+
+    place: int
+    picture: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """``vectors`` float32 (N, D) unit rows, None without an encoder; ``present`` bool (N,): whose picture was read;
+    ``hashes`` uint64 (N,) with ``hashed`` bool (N,); ``failures``."""
+
+    vectors: Vectors | None
+    present: NDArray[np.bool_]
+    hashes: Hashes
+    hashed: NDArray[np.bool_]
+    failures: tuple[Failure, ...]
+
+
+def look(
+    catalogue: Catalogue,
+    encoder: Encoder | None,
+    pipeline: Pipeline,
+    work: Path,
+    progress: Progress = no_progress,
+) -> Pictures:
+    """Embed and hash the pictures; with no ``encoder`` only hash them. Hashes that the catalogue brings are kept as
+    they are, and then none is computed: those of other programs differ in detail.
+
+    What is in ``work`` and of the same catalogue, folder and encoder is not done again. Raises ArtefactError when the
+    disk refuses.
+    """
+    with artefact.disk_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
+    given = bool(catalogue.hashed.any())
+    shelf = _Shelf(work, catalogue, encoder, hashing=not given)
+    places = np.array([place for place, name in enumerate(catalogue.pictures) if name], np.int64)
+    with artefact.disk_errors(work):
+        shelf.open()
+        progress(shelf.done)
+        for start, batch in _looked(catalogue, places[shelf.done :], encoder, pipeline, hashing=not given):
+            shelf.keep(start + shelf.begun, batch, places)
+            progress(len(batch.errors))
+        shelf.note()
+    hashes, hashed = (catalogue.hashes, catalogue.hashed) if given else (shelf.hashes, shelf.state == READ)
+    return Pictures(shelf.vectors, np.asarray(shelf.state == READ), hashes, np.asarray(hashed), shelf.failures())
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """``rows`` float32 (M, D) and ``bits`` of the readable ones at positions ``good``, and one error or None each."""
+
+    good: Ids
+    rows: Vectors | None
+    bits: list[int]
+    errors: list[ImageError | None]
+
+
+def _looked(
+    catalogue: Catalogue, places: Ids, encoder: Encoder | None, pipeline: Pipeline, hashing: bool
+) -> Iterator[tuple[int, _Batch]]:
+    """Yield where each batch begins and what it shows, in the order of ``places``."""
+    paths = (catalogue.folder / catalogue.pictures[place] for place in places)
+    bits_of = partial(_bits, max_pixels=pipeline.max_pixels)
+    start = 0
+    if encoder is not None:
+        for found in pipeline.embed(paths, encoder, also=bits_of if hashing else no_extra):
+            yield start, _Batch(found.good, found.vectors, found.extras if hashing else [], found.errors)
+            start += len(found.errors)
+        return
+    work = bits_of if hashing else partial(_readable, max_pixels=pipeline.max_pixels)
+    for _, answers in ordered_batches(paths, partial(_tried, work), pipeline.batch, pipeline.workers or 2):
+        errors = [one if isinstance(one, ImageError) else None for one in answers]
+        good = np.array([place for place, error in enumerate(errors) if error is None], np.int64)
+        yield start, _Batch(good, None, [one for one in answers if not isinstance(one, ImageError)], errors)
+        start += len(errors)
+
+
+def _bits(source: Any, max_pixels: int) -> int:
+    return fingerprint(source, max_pixels).bits
+
+
+def _readable(source: Path, max_pixels: int) -> int:
+    """Return 0 for a picture that can be read: its hash is known already."""
+    if not source.is_file():
+        raise ImageError(f"{source} does not exist", "check the folder of the pictures")
+    return 0
+
+
+def _tried(work: Any, source: Path) -> int | ImageError:
+    try:
+        bits: int = work(source)
+        return bits
+    except ImageError as error:
+        return ImageError(error.what, error.todo)
+
+
+class _Shelf:
+    """The arrays on disk, and how far they are filled."""
+
+    def __init__(self, folder: Path, catalogue: Catalogue, encoder: Encoder | None, hashing: bool) -> None:
+        self.folder = folder
+        self.count = len(catalogue)
+        self.dim = 0 if encoder is None else encoder.spec.dim
+        self.identity = {
+            "catalogue": artefact.file_digest(catalogue.source),
+            "folder": str(catalogue.folder.absolute()),
+            "encoder": "" if encoder is None else encoder.spec.digest,
+            "hashing": hashing,
+        }
+        self.done = self.begun = self._noted = 0
+        self.names = catalogue.pictures
+        self.vectors: Vectors | None = None
+
+    def open(self) -> None:
+        """Take up what fits, else begin anew."""
+        marks: dict[str, Any] = {}
+        try:
+            marks = json.loads((self.folder / DONE).read_bytes())
+            self.done = int(marks["done"]) if marks["identity"] == self.identity else 0
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        mode = "r+" if self.done else "w+"
+        self.state = self._array("state.npy", mode, np.uint8, (self.count,))
+        self.hashes = self._array("hashes.npy", mode, np.uint64, (self.count,))
+        if self.dim:
+            self.vectors = self._array("vectors.npy", mode, np.float32, (self.count, self.dim))
+        self._errors = (self.folder / ERRORS).open("r+b" if self.done else "w+b")
+        self._errors.truncate(int(marks["errors"]) if self.done else 0)
+        self._errors.seek(0, 2)
+        self.begun = self._noted = self.done
+        if not self.done:
+            self.note()
+
+    def _array(self, name: str, mode: str, kind: Any, shape: tuple[int, ...]) -> Any:
+        return np.lib.format.open_memmap(self.folder / name, mode=mode, dtype=kind, shape=shape)  # type: ignore[no-untyped-call]
+
+    def keep(self, start: int, batch: _Batch, places: Ids) -> None:
+        """Write one batch, whose first picture is the one at ``start`` of ``places``."""
+        rows = places[start : start + len(batch.errors)]
+        good = rows[batch.good]
+        self.state[good] = READ
+        if self.vectors is not None and batch.rows is not None:
+            self.vectors[good] = batch.rows
+        if batch.bits:
+            self.hashes[good] = batch.bits
+        for place, error in zip(rows.tolist(), batch.errors, strict=True):
+            if error is not None:
+                said = {"place": place, "picture": self.names[place], "why": error.what}
+                self._errors.write(json.dumps(said).encode() + b"\n")
+        self.done = start + len(batch.errors)
+        if self.done - self._noted >= EVERY:
+            self.note()
+
+    def note(self) -> None:
+        """Make durable what is there, then say so."""
+        for array in (self.state, self.hashes, self.vectors):
+            if isinstance(array, np.memmap):
+                array.flush()
+        self._errors.flush()
+        facts = {"identity": self.identity, "done": self.done, "errors": self._errors.tell()}
+        artefact.write_file(self.folder / DONE, json.dumps(facts).encode())
+        self._noted = self.done
+
+    def failures(self) -> tuple[Failure, ...]:
+        """Return the pictures that could not be read."""
+        self._errors.close()
+        with (self.folder / ERRORS).open("rb") as lines:
+            return tuple(Failure(**json.loads(line)) for line in lines)
