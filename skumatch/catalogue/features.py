@@ -25,7 +25,7 @@ AROUND: Final = 5  # neighbours that tell how dense it is around a posting
 SHARED: Final = 10  # neighbours that two postings may share
 BLOCK: Final = 100_000  # pairs at a time
 PER_SIGNAL: Final = ("", "_margin", "_ratio", "_rank", "_rank_back")
-OTHERS: Final = ("contradict", "agree", "words_fewer", "words_more")
+OTHERS: Final = ("amounts_contradict", "amounts_agree", "words_fewer", "words_more")
 
 
 @dataclass(frozen=True)

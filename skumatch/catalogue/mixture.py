@@ -24,7 +24,7 @@ STILL: Final = 1e-6  # change of the prior that ends the rounds
 FEWEST: Final = 50  # pairs
 SAMPLE: Final = 400_000
 SMOOTH: Final = 1.0  # pairs added to each level of each kind
-CONTRADICT: Final = "contradict"
+CONTRADICT: Final = "amounts_contradict"
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Mixture:
 def fit_mixture(features: NDArray[np.float32], names: Sequence[str], signals: Sequence[str], seed: int = 0) -> Mixture:
     """Find the two kinds among candidate pairs: ``features`` float32 (P, F) with columns ``names``, NaN where absent.
 
-    Uses the columns ``signals`` and "contradict"; begins with the pairs for which the mean rank over the signals is in
-    the upper tenth as matches. A level may not speak less for a match than a lower one (for "contradict": not more).
+    Uses the columns ``signals`` and "amounts_contradict"; begins with the pairs for which the mean rank over the signals is in
+    the upper tenth as matches. A level may not speak less for a match than a lower one (for amounts: not more).
     Raises DataError for fewer than 50 pairs.
     """
     if len(features) < FEWEST:
@@ -111,7 +111,7 @@ def _first_guess(columns: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
 
 
 def _odds(name: str, levels: NDArray[np.int64], count: int, match: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return log(m / u) of each level, non-decreasing (for "contradict" non-increasing), by pooling adjacent ones."""
+    """Return log(m / u) of each level, non-decreasing (for amounts non-increasing), by pooling adjacent ones."""
     from scipy.optimize import isotonic_regression
 
     m = np.bincount(levels, match, minlength=count + 1)[:count] + SMOOTH

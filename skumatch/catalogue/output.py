@@ -2,7 +2,7 @@
 
 OUT/matches.csv      posting_id, matches: those of the same product, itself included, as the Shopee task wants them
 OUT/groups.csv       group, posting_id, image, title, confidence: groups of two and more
-OUT/pairs.parquet    left, right, probability, one column per signal, contradict, agree
+OUT/pairs.parquet    left, right, probability, one column per signal, amounts_contradict, amounts_agree
 OUT/errors.csv       posting_id, image, error: pictures that could not be read
 OUT/dedupe.json      what it was made of and with; written last
 
@@ -35,7 +35,7 @@ from skumatch.readers_tables import read_table
 from skumatch.spec import Ids
 
 MATCHES, GROUPS, PAIRS, ERRORS, FACTS = "matches.csv", "groups.csv", "pairs.parquet", "errors.csv", "dedupe.json"
-AMOUNTS: Final = ("contradict", "agree")
+AMOUNTS: Final = ("amounts_contradict", "amounts_agree")
 FORMAT: Final = 1
 
 

@@ -5,6 +5,7 @@ Columns are named as in the Shopee product-matching task, or as the caller maps 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -20,6 +21,7 @@ from skumatch.spec import Ids
 from skumatch.words import counted
 
 HASH_DIGITS = 16  # of 64 bits
+_HASH = re.compile(f"[0-9a-fA-F]{{{HASH_DIGITS}}}")
 
 
 @dataclass(frozen=True)
@@ -126,11 +128,8 @@ class _Cells:
         text = cells[self.hash].strip() if self.hash is not None else ""
         if not text:
             return None
-        try:
-            if len(text) == HASH_DIGITS and text.isalnum():
-                return int(text, 16)
-        except ValueError:
-            pass
+        if _HASH.fullmatch(text):
+            return int(text, 16)
         self.odd["hash"] += 1
         return None
 

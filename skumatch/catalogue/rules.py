@@ -27,7 +27,7 @@ from skumatch.catalogue.scorer import PairScorer
 from skumatch.errors import ConfigError, ModelError, SkumatchError
 
 FORMAT: Final = 1
-CONTRADICT: Final = "contradict"
+CONTRADICT: Final = "amounts_contradict"
 Values = NDArray[np.float32]  # (P, F)
 
 

@@ -1,0 +1,206 @@
+"""Learning a rule for duplicate postings from labelled groups: what speaks for a match, and from where on it is one.
+
+Everything that is reported was answered for postings whose groups the judge had not seen: the groups are dealt into
+folds, and the pairs of each fold are judged by what was fitted on the others. Knows nothing about files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skumatch.catalogue.dedupe import Evidence, features_of
+from skumatch.catalogue.groups import Grouping, groups_of
+from skumatch.catalogue.judged import Judged, Matches, matches_of_groups
+from skumatch.catalogue.rules import Judge, Learned, NoisyOr, Rule, Union
+from skumatch.errors import DataError
+from skumatch.eval.duplicates import Choice, Matching, best_f1, by_pairs, least_threshold, score
+from skumatch.finetune.pair_scorer import Fit, fit
+from skumatch.spec import Ids
+
+FOLDS: Final = 5
+FEWEST: Final = 10  # labelled groups
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How to learn: by which ``kind`` of judge ("learned", "union", "noisy-or"; "best": the one with the highest F1 on
+    groups it has not seen), how the scorer is fitted, how to group, and the mean precision to keep to (None: the
+    highest F1)."""
+
+    kind: str = "learned"
+    fit: Fit = Fit()
+    grouping: Grouping = Grouping()
+    precision: float | None = None
+    folds: int = FOLDS
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The candidate pairs of a labelled catalogue: places, features, whether they are of one group."""
+
+    left: Ids
+    right: Ids
+    values: Values
+    same: NDArray[np.bool_]
+    groups: Ids
+
+    def judged(self, probability: NDArray[np.float32]) -> Judged:
+        """Return the pairs as judged."""
+        return Judged(self.left.astype(np.int32), self.right.astype(np.int32), probability)
+
+
+def learn(found: Evidence, groups: Ids, lesson: Lesson) -> Rule:
+    """Return the rule that matches the labelled ``groups`` int64 (N,) best.
+
+    Its ``facts`` hold the mean F1, precision and recall out of fold for every kind that was tried, and what
+    calibration the scorer reached. Raises DataError for fewer than ten groups of two, or no pair of one group among the
+    candidates, or a precision that no threshold reaches.
+    """
+    _check(groups)
+    pool = _pool(found, groups)
+    names = found.features.names
+    signals = [signal.name for signal in found.features.signals]
+    kinds = ("learned", "union", "noisy-or") if lesson.kind == "best" else (lesson.kind,)
+    tried = {}
+    for kind in kinds:
+        out = pool.judged(_out_of_fold(kind, pool, (names, signals), lesson))
+        tried[kind] = _chosen(out, groups, lesson)
+    best = max(kinds, key=lambda kind: tried[kind][0].f1)
+    choice, closed = tried[best]
+    judge = _fitted(best, pool, (names, signals), lesson)
+    facts = {kind: {**_said(each), "closed": its} for kind, (each, its) in tried.items()}
+    about = {"groups": len(np.unique(groups)), "postings": len(groups), "pairs": len(pool.left), "seed": lesson.seed}
+    return Rule(judge, choice.threshold, lesson.grouping, closed, facts={"out_of_fold": facts, **about})
+
+
+def closed_by(grouping: Grouping) -> Matching:
+    """Return what matches all postings of a group that the pairs make."""
+
+    def match(count: int, judged: Judged, threshold: float) -> Matches:
+        return matches_of_groups(groups_of(count, judged, threshold, grouping), judged)
+
+    return match
+
+
+def _check(groups: Ids) -> None:
+    several = int((np.unique(groups, return_counts=True)[1] > 1).sum())
+    if several < FEWEST:
+        what = f"{several} groups of two and more postings are too few to learn from"
+        raise DataError(what, f"label at least {FEWEST}")
+
+
+def _pool(found: Evidence, groups: Ids) -> Pool:
+    parts = [values for _, values in features_of(found)]
+    pairs = found.pairs
+    same = groups[pairs.left] == groups[pairs.right]
+    if not same.any() or same.all():
+        kind = "none" if not same.any() else "all"
+        raise DataError(f"{kind} of the {len(same)} candidate pairs are of one group", "check the labels")
+    return Pool(pairs.left, pairs.right, np.concatenate(parts), same, groups)
+
+
+def _chosen(out: Judged, groups: Ids, lesson: Lesson) -> tuple[Choice, bool]:
+    """Return the threshold that serves best, and whether the matches of a posting are better taken from its group."""
+
+    def at_best(match: Matching) -> Choice:
+        if lesson.precision is None:
+            return best_f1(out, groups, match)
+        return least_threshold(out, groups, lesson.precision, match)
+
+    open_, closed = at_best(by_pairs), at_best(closed_by(lesson.grouping))
+    return (closed, True) if closed.f1 > open_.f1 else (open_, False)
+
+
+def _said(choice: Choice) -> dict[str, float]:
+    return {
+        "threshold": choice.threshold,
+        "f1": choice.f1,
+        "precision": choice.precision,
+        "recall": choice.recall,
+    }
+
+
+def _out_of_fold(
+    kind: str, pool: Pool, columns: tuple[Sequence[str], Sequence[str]], lesson: Lesson
+) -> NDArray[np.float32]:
+    """Return the probability of every pair by a judge that saw neither of its postings' groups in this fold."""
+    probability = np.zeros(len(pool.left), np.float32)
+    for mine, others in _folds(pool, lesson):
+        judge = _fitted(kind, _part(pool, others), columns, lesson)
+        probability[mine] = judge.probability(pool.values[mine], columns[0])
+    return probability
+
+
+def _folds(pool: Pool, lesson: Lesson) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Yield, fold by fold, the pairs whose left posting is in it, and those without any posting in it."""
+    codes = np.unique(pool.groups, return_inverse=True)[1]
+    order = np.random.default_rng(lesson.seed).permutation(codes.max() + 1)
+    fold = (order % lesson.folds)[codes]
+    for number in range(lesson.folds):
+        left, right = fold[pool.left] == number, fold[pool.right] == number
+        yield left, ~left & ~right
+
+
+def _part(pool: Pool, chosen: NDArray[np.bool_]) -> Pool:
+    return replace(
+        pool, left=pool.left[chosen], right=pool.right[chosen], values=pool.values[chosen], same=pool.same[chosen]
+    )
+
+
+def _fitted(kind: str, pool: Pool, columns: tuple[Sequence[str], Sequence[str]], lesson: Lesson) -> Judge:
+    """Return the judge of a kind, fitted on ``pool``."""
+    names, signals = columns
+    if kind == "learned":
+        return Learned(fit(pool.values, pool.same, pool.groups[pool.left], names, lesson.fit))
+    if kind == "union":
+        return _union(pool, columns)
+    return _better_veto(NoisyOr(_useful(pool, columns)), NoisyOr(_useful(pool, columns), veto=True), pool, names)
+
+
+def _union(pool: Pool, columns: tuple[Sequence[str], Sequence[str]]) -> Judge:
+    """Return the union of signals, each at the threshold with which it alone has the highest F1."""
+    names, signals = columns
+    thresholds = {}
+    for signal in signals:
+        scores = np.nan_to_num(pool.values[:, list(names).index(signal)], nan=0.0).clip(0, 1)
+        thresholds[signal] = min(max(best_f1(pool.judged(scores), pool.groups).threshold, 1e-3), 1 - 1e-3)
+    return _better_veto(Union(thresholds), Union(thresholds, veto=True), pool, names)
+
+
+def _useful(pool: Pool, columns: tuple[Sequence[str], Sequence[str]]) -> tuple[str, ...]:
+    """Return the signals that make a noisy-or better, added one by one while they do."""
+    names, signals = columns
+    chosen: tuple[str, ...] = ()
+    best = -1.0
+    while len(chosen) < len(signals):
+        worth = {
+            name: best_f1(pool.judged(NoisyOr((*chosen, name)).probability(pool.values, names)), pool.groups).f1
+            for name in signals
+            if name not in chosen
+        }
+        name = max(worth, key=lambda one: worth[one])
+        if worth[name] <= best:
+            break
+        chosen, best = (*chosen, name), worth[name]
+    return chosen
+
+
+def _better_veto(without: Judge, with_it: Judge, pool: Pool, names: Sequence[str]) -> Judge:
+    """Return whichever of two judges has the higher F1."""
+    worth: list[Any] = [
+        best_f1(pool.judged(judge.probability(pool.values, names)), pool.groups).f1 for judge in (without, with_it)
+    ]
+    return with_it if worth[1] > worth[0] else without
+
+
+def figures(matches: Matches, groups: Ids, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Return mean F1, precision and recall with their 95 % intervals by group, ready for JSON."""
+    means = score(matches, groups).means(seed)
+    return {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in means.items()}
