@@ -17,6 +17,7 @@ from skumatch.cli import data, gallery, gallery_show, gallery_versions, keys, re
 from skumatch.cli.audit import audit
 from skumatch.cli.bench import bench
 from skumatch.cli.calibrate import calibrate
+from skumatch.cli.dedupe import dedupe, dedupe_apply, dedupe_learn
 from skumatch.cli.demo import demo
 from skumatch.cli.doctor import doctor
 from skumatch.cli.embed import embed
@@ -73,6 +74,9 @@ gallery_versions.register(gallery.app)
 app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")
 app.add_typer(reviews.app, name="reviews")
+app.command()(dedupe)
+app.command("dedupe-learn")(dedupe_learn)
+app.command("dedupe-apply")(dedupe_apply)
 app.command()(demo)
 app.command()(doctor)
 

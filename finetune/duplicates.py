@@ -7,7 +7,7 @@ folds, and the pairs of each fold are judged by what was fitted on the others. K
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from skumatch.catalogue.groups import Grouping, groups_of
 from skumatch.catalogue.judged import Judged, Matches, matches_of_groups
 from skumatch.catalogue.rules import Judge, Learned, NoisyOr, Rule, Union
 from skumatch.errors import DataError
-from skumatch.eval.duplicates import Choice, Matching, best_f1, by_pairs, least_threshold, score
+from skumatch.eval.duplicates import Choice, Matching, best_f1, by_pairs, least_threshold
 from skumatch.finetune.pair_scorer import Fit, fit
 from skumatch.spec import Ids
 
@@ -34,8 +34,8 @@ class Lesson:
     highest F1)."""
 
     kind: str = "learned"
-    fit: Fit = Fit()
-    grouping: Grouping = Grouping()
+    fit: Fit = field(default_factory=Fit)
+    grouping: Grouping = field(default_factory=Grouping)
     precision: float | None = None
     folds: int = FOLDS
     seed: int = 0
@@ -156,7 +156,7 @@ def _part(pool: Pool, chosen: NDArray[np.bool_]) -> Pool:
 
 def _fitted(kind: str, pool: Pool, columns: tuple[Sequence[str], Sequence[str]], lesson: Lesson) -> Judge:
     """Return the judge of a kind, fitted on ``pool``."""
-    names, signals = columns
+    names = columns[0]
     if kind == "learned":
         return Learned(fit(pool.values, pool.same, pool.groups[pool.left], names, lesson.fit))
     if kind == "union":
@@ -198,9 +198,3 @@ def _better_veto(without: Judge, with_it: Judge, pool: Pool, names: Sequence[str
         best_f1(pool.judged(judge.probability(pool.values, names)), pool.groups).f1 for judge in (without, with_it)
     ]
     return with_it if worth[1] > worth[0] else without
-
-
-def figures(matches: Matches, groups: Ids, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Return mean F1, precision and recall with their 95 % intervals by group, ready for JSON."""
-    means = score(matches, groups).means(seed)
-    return {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in means.items()}

@@ -23,13 +23,14 @@ from skumatch import artefact
 from skumatch.catalogue.postings import Catalogue
 from skumatch.embed import Pipeline, Progress, no_extra, no_progress, ordered_batches
 from skumatch.encoder import Encoder
-from skumatch.errors import ImageError
+from skumatch.errors import DataError, ImageError
 from skumatch.phash import Hashes, fingerprint
 from skumatch.spec import Ids, Vectors
 
 EVERY: Final = 1024  # pictures between two notes of how far it is
 DONE, ERRORS = "done.json", "errors.jsonl"
 READ = 1
+ROWS: Final = 65_536  # whose lengths are taken at a time
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,31 @@ def look(
         shelf.note()
     hashes, hashed = (catalogue.hashes, catalogue.hashed) if given else (shelf.hashes, shelf.state == READ)
     return Pictures(shelf.vectors, np.asarray(shelf.state == READ), hashes, np.asarray(hashed), shelf.failures())
+
+
+def with_vectors(catalogue: Catalogue, path: Path) -> Pictures:
+    """Return pictures whose vectors were made before: ``path``, a .npy file of float32 (N, D), one row per posting in
+    their order; rows of zeros where there is no picture. They are brought to unit length, and not read at once.
+
+    Raises DataError for another file, another number of rows, or numbers that are not finite.
+    """
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path} ({error})", "give a .npy file as numpy.save writes it") from error
+    if rows.ndim != 2 or rows.dtype != np.float32 or len(rows) != len(catalogue):
+        what = f"{path} holds {rows.dtype} {rows.shape}, but there are {len(catalogue)} postings"
+        raise DataError(what, "give float32, one row per posting in the order of the catalogue")
+    lengths = np.concatenate(
+        [np.linalg.norm(rows[start : start + ROWS], axis=1) for start in range(0, len(rows), ROWS)]
+    )
+    if not np.isfinite(lengths).all():
+        row = int(np.flatnonzero(~np.isfinite(lengths))[0])
+        raise DataError(f"{path} has numbers in row {row} that are not finite", "make the vectors anew")
+    present = lengths > 0
+    if np.abs(lengths[present] - 1).max(initial=0) > 1e-3:
+        rows = rows / np.maximum(lengths, 1e-12)[:, None]
+    return Pictures(rows, present, catalogue.hashes, catalogue.hashed, ())
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,19 @@ def test_the_best_threshold_is_the_best_of_all() -> None:
     assert found.f1 == pytest.approx(score(by_pairs(60, pairs, found.threshold), groups).f1.mean())
 
 
+def test_sweeping_thresholds_equals_matching_at_each() -> None:
+    rng = np.random.default_rng(1)
+    groups = rng.integers(0, 4, 150)
+    left, right = np.triu_indices(150, 1)
+    sure = np.round(rng.random(len(left)), 2).astype(np.float32)  # ties, and more than 50 matches of a posting
+    pairs = Judged(left.astype(np.int32), right.astype(np.int32), sure)
+    swept = best_f1(pairs, groups)
+    plain = best_f1(pairs, groups, lambda count, judged, threshold: by_pairs(count, judged, threshold))
+    assert swept.threshold == plain.threshold
+    assert swept.f1 == pytest.approx(plain.f1)
+    assert swept.recall == pytest.approx(plain.recall)
+
+
 def test_a_wanted_precision_is_reached_with_the_most_recall() -> None:
     found = least_threshold(PAIRS, GROUPS, 0.9)
     assert found.precision >= 0.9

@@ -47,7 +47,7 @@ def test_pairs_nobody_called_neighbours_speak_against_a_group() -> None:
 
 @pytest.mark.parametrize("how", ["components", "correlation"])
 def test_no_group_is_larger_than_the_most(how: str) -> None:
-    every = {pair: 0.9 for pair in itertools.combinations(range(23), 2)}
+    every = dict.fromkeys(itertools.combinations(range(23), 2), 0.9)
     sizes = np.bincount(groups_of(23, judged(every), 0.5, Grouping(how, most=5)))  # type: ignore[arg-type]
     assert sizes.max() == 5
     assert sizes.sum() == 23
@@ -80,7 +80,7 @@ def test_components_equal_a_plain_search_on_random_graphs() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         edges = {tuple(sorted(rng.choice(30, 2, replace=False).tolist())) for _ in range(20)}
-        found = parts(groups_of(30, judged({edge: 0.9 for edge in edges}), 0.5, Grouping("components")))  # type: ignore[misc]
+        found = parts(groups_of(30, judged(dict.fromkeys(edges, 0.9)), 0.5, Grouping("components")))  # type: ignore[misc]
         reach = [{place} for place in range(30)]
         for one, other in edges:
             both = reach[one] | reach[other]

@@ -98,7 +98,7 @@ def test_a_hash_is_sixteen_digits_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_an_unknown_column_to_map_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no column 'titel' to map - choose .*; nearest: title"):
+    with pytest.raises(ConfigError, match=r"no column 'titel' to map - choose .*; nearest: title"):
         Columns.of({"titel": "x"})
 
 
