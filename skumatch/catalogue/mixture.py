@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from skumatch.catalogue.neighbours import Scores
 from skumatch.errors import DataError
 
-LEVELS: Final = 12  # of a score, as many pairs in each
+CUTS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)  # quantiles between levels
 ROUNDS: Final = 100
 STILL: Final = 1e-6  # change of the prior that ends the rounds
 FEWEST: Final = 50  # pairs
@@ -96,7 +96,7 @@ def _edges(name: str, column: NDArray[np.float32]) -> NDArray[np.float64]:
     if name == CONTRADICT:
         return np.array([0.5])
     there = column[~np.isnan(column)]
-    return np.unique(np.quantile(there, np.linspace(0, 1, LEVELS + 1)[1:-1])) if len(there) else np.array([0.5])
+    return np.unique(np.quantile(there, CUTS)) if len(there) else np.array([0.5])
 
 
 def _level(column: NDArray[np.float32], edges: NDArray[np.float64]) -> NDArray[np.int64]:
