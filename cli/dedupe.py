@@ -250,12 +250,12 @@ def _texts(source: Source, made_with: dict[str, Any]) -> Vectors | None:
         return None
     from skumatch import artefact
     from skumatch.catalogue.texts import embed_titles
-    from skumatch.catalogue.titles import readable
+    from skumatch.catalogue.titles import normalised
     from skumatch.towers.sentences import open_text_encoder
 
     encoder = open_text_encoder(source.text)
     made_with["text"] = {"name": source.text.rpartition("/")[2], "digest": encoder.digest}
-    titles = [readable(title) for title in source.catalogue.titles]
+    titles = [normalised(title) for title in source.catalogue.titles]
     with progress_bar("titles", len(titles)) as progress:
         return embed_titles(titles, artefact.file_digest(source.catalogue.source), encoder, source.work, progress)
 

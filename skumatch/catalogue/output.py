@@ -134,6 +134,7 @@ class PairTable:
 
     def __enter__(self) -> PairTable:
         with artefact.disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._parquet.ParquetWriter(self._part, self._schema)
         return self
 
