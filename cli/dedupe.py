@@ -66,7 +66,8 @@ def dedupe(
     text: TextOption = None,
     vectors: VectorsOption = None,
     rule: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A rule of dedupe-learn.", show_default="found without labels")
+        Path | None,
+        typer.Option(metavar="FILE", help="A rule of dedupe-learn.", show_default="one that needs no labels"),
     ] = None,
     measure: Annotated[bool, typer.Option("--eval", help="Compare the matches with the labelled groups.")] = False,
     html: Annotated[Path | None, typer.Option(help="Page of the groups, the least sure first.")] = None,
@@ -86,7 +87,7 @@ def dedupe(
     _require_labels(source.catalogue, measure)
     looks = Looks(neighbours, blend, seed=seed) if known is None else looks_of(known)
     evidence, made_with = _evidence(source, looks, known)
-    chosen = known or _unlabelled(evidence, largest, seed)
+    chosen = known or _unlabelled(evidence, largest)
     found = _write(evidence, chosen, source, out)
     facts = {**made_with, **_facts(source.catalogue, found, chosen)}
     if measure:
@@ -260,14 +261,12 @@ def _texts(source: Source, made_with: dict[str, Any]) -> Vectors | None:
         return embed_titles(titles, artefact.file_digest(source.catalogue.source), encoder, source.work, progress)
 
 
-def _unlabelled(evidence: Evidence, largest: int, seed: int) -> Rule:
-    from skumatch.catalogue.dedupe import unlabelled_rule
+def _unlabelled(evidence: Evidence, largest: int) -> Rule:
     from skumatch.catalogue.groups import Grouping
+    from skumatch.catalogue.rules import unlabelled
 
-    note(
-        "no --rule: what a match is was found without labels; learn it with `skumatch dedupe-learn` where you have some"
-    )
-    return replace(unlabelled_rule(evidence, seed), grouping=Grouping(most=largest))
+    note("no --rule: scores are no probabilities; `skumatch dedupe-learn` learns them from some labelled groups")
+    return unlabelled(evidence.floors, Grouping(most=largest))
 
 
 def _write(evidence: Evidence, rule: Rule, source: Source, out: Path) -> Found:

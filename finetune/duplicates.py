@@ -6,9 +6,9 @@ folds, and the pairs of each fold are judged by what was fitted on the others. K
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from skumatch.spec import Ids
 FOLDS: Final = 5
 FEWEST: Final = 10  # labelled groups
 Values = NDArray[np.float32]
+Columns = tuple[Sequence[str], Mapping[str, float]]  # of the features; and of the signals, each with its floor
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,15 @@ def learn(found: Evidence, groups: Ids, lesson: Lesson) -> Rule:
     """
     _check(groups)
     pool = _pool(found, groups)
-    names = found.features.names
-    signals = [signal.name for signal in found.features.signals]
+    columns = found.features.names, found.floors
     kinds = ("learned", "union", "noisy-or") if lesson.kind == "best" else (lesson.kind,)
     tried = {}
     for kind in kinds:
-        out = pool.judged(_out_of_fold(kind, pool, (names, signals), lesson))
+        out = pool.judged(_out_of_fold(kind, pool, columns, lesson))
         tried[kind] = _chosen(out, groups, lesson)
     best = max(kinds, key=lambda kind: tried[kind][0].f1)
     choice, closed = tried[best]
-    judge = _fitted(best, pool, (names, signals), lesson)
+    judge = _fitted(best, pool, columns, lesson)
     facts = {kind: {**_said(each), "closed": its} for kind, (each, its) in tried.items()}
     about = {"groups": len(np.unique(groups)), "postings": len(groups), "pairs": len(pool.left), "seed": lesson.seed}
     return Rule(judge, choice.threshold, lesson.grouping, closed, facts={"out_of_fold": facts, **about})
@@ -127,9 +127,7 @@ def _said(choice: Choice) -> dict[str, float]:
     }
 
 
-def _out_of_fold(
-    kind: str, pool: Pool, columns: tuple[Sequence[str], Sequence[str]], lesson: Lesson
-) -> NDArray[np.float32]:
+def _out_of_fold(kind: str, pool: Pool, columns: Columns, lesson: Lesson) -> NDArray[np.float32]:
     """Return the probability of every pair by a judge that saw neither of its postings' groups in this fold."""
     probability = np.zeros(len(pool.left), np.float32)
     for mine, others in _folds(pool, lesson):
@@ -154,47 +152,46 @@ def _part(pool: Pool, chosen: NDArray[np.bool_]) -> Pool:
     )
 
 
-def _fitted(kind: str, pool: Pool, columns: tuple[Sequence[str], Sequence[str]], lesson: Lesson) -> Judge:
+def _fitted(kind: str, pool: Pool, columns: Columns, lesson: Lesson) -> Judge:
     """Return the judge of a kind, fitted on ``pool``."""
     names = columns[0]
     if kind == "learned":
         return Learned(fit(pool.values, pool.same, pool.groups[pool.left], names, lesson.fit))
     if kind == "union":
         return _union(pool, columns)
-    return _better_veto(NoisyOr(_useful(pool, columns)), NoisyOr(_useful(pool, columns), veto=True), pool, names)
+    return _noisy_or(pool, columns)
 
 
-def _union(pool: Pool, columns: tuple[Sequence[str], Sequence[str]]) -> Judge:
+def _union(pool: Pool, columns: Columns) -> Judge:
     """Return the union of signals, each at the threshold with which it alone has the highest F1."""
-    names, signals = columns
+    names, floors = columns
     thresholds = {}
-    for signal in signals:
+    for signal in floors:
         scores = np.nan_to_num(pool.values[:, list(names).index(signal)], nan=0.0).clip(0, 1)
         thresholds[signal] = min(max(best_f1(pool.judged(scores), pool.groups).threshold, 1e-3), 1 - 1e-3)
-    return _better_veto(Union(thresholds), Union(thresholds, veto=True), pool, names)
+    return _better(Union(thresholds), Union(thresholds, veto=True), pool, names)
 
 
-def _useful(pool: Pool, columns: tuple[Sequence[str], Sequence[str]]) -> tuple[str, ...]:
-    """Return the signals that make a noisy-or better, added one by one while they do."""
-    names, signals = columns
-    chosen: tuple[str, ...] = ()
+def _noisy_or(pool: Pool, columns: Columns) -> Judge:
+    """Return the noisy-or of the signals that make it better, added one by one while they do."""
+    names, floors = columns
+    chosen: dict[str, float] = {}
     best = -1.0
-    while len(chosen) < len(signals):
-        worth = {
-            name: best_f1(pool.judged(NoisyOr((*chosen, name)).probability(pool.values, names)), pool.groups).f1
-            for name in signals
-            if name not in chosen
-        }
+    while len(chosen) < len(floors):
+        judges = {name: NoisyOr({**chosen, name: floors[name]}) for name in floors if name not in chosen}
+        worth = {name: _worth(judge, pool, names) for name, judge in judges.items()}
         name = max(worth, key=lambda one: worth[one])
         if worth[name] <= best:
             break
-        chosen, best = (*chosen, name), worth[name]
-    return chosen
+        chosen, best = {**chosen, name: floors[name]}, worth[name]
+    return _better(NoisyOr(chosen), NoisyOr(chosen, veto=True), pool, names)
 
 
-def _better_veto(without: Judge, with_it: Judge, pool: Pool, names: Sequence[str]) -> Judge:
-    """Return whichever of two judges has the higher F1."""
-    worth: list[Any] = [
-        best_f1(pool.judged(judge.probability(pool.values, names)), pool.groups).f1 for judge in (without, with_it)
-    ]
-    return with_it if worth[1] > worth[0] else without
+def _better(one: Judge, other: Judge, pool: Pool, names: Sequence[str]) -> Judge:
+    """Return whichever of two judges has the higher F1; the first of equals."""
+    return other if _worth(other, pool, names) > _worth(one, pool, names) else one
+
+
+def _worth(judge: Judge, pool: Pool, names: Sequence[str]) -> float:
+    """Return the best F1 that a judge reaches on what it may see."""
+    return best_f1(pool.judged(judge.probability(pool.values, names)), pool.groups).f1

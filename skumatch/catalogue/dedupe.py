@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final, Protocol
 
 import numpy as np
@@ -18,7 +19,6 @@ from skumatch.catalogue.blend import blended
 from skumatch.catalogue.features import BLOCK, Features, Pairs, candidates
 from skumatch.catalogue.groups import groups_of
 from skumatch.catalogue.judged import Judged, Matches, matches_of, matches_of_groups
-from skumatch.catalogue.mixture import SAMPLE, fit_mixture
 from skumatch.catalogue.neighbours import Neighbours
 from skumatch.catalogue.pictures import Pictures
 from skumatch.catalogue.postings import Catalogue
@@ -31,7 +31,7 @@ from skumatch.errors import ConfigError, DataError
 from skumatch.spec import Ids, Vectors
 
 RANDOM: Final = 100_000  # pairs that tell which cosines mean nothing
-MEANS_NOTHING: Final = 0.999  # quantile of those
+HALF_NORMAL: Final = 0.6745  # the median distance from the middle of a normal distribution, in standard deviations
 KEEP: Final = 0.01  # pairs of less probability are not kept
 
 Watch = Callable[[str, int], Progress]  # told what begins and how many steps it has
@@ -66,6 +66,11 @@ class Evidence:
     count: int
     features: Features
     pairs: Pairs
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """The score of each signal that means nothing."""
+        return {signal.name: max(0.0, signal.middle) for signal in self.features.signals}
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,9 @@ def signals_of(
     plain = _normalised(catalogue.titles, watch)
     found: list[Signal] = []
     if pictures is not None and pictures.vectors is not None and pictures.present.any():
-        found.append(vector_signal("image", pictures.vectors, pictures.present, looks.seed))
+        found.append(vector_signal("image", pictures.vectors, pictures.present, looks))
     if texts is not None:
-        found.append(vector_signal("text", texts, np.abs(texts).sum(axis=1) > 0, looks.seed))
+        found.append(vector_signal("text", texts, np.abs(texts).sum(axis=1) > 0, looks))
     if any(plain):
         for kind in (WORDS, CHARS):
             found.append(TextSignal(kind.name, tfidf(plain, kind, watch(f"weighing {kind.name}", len(plain)))))
@@ -115,16 +120,25 @@ def signals_of(
     return found
 
 
-def vector_signal(name: str, vectors: Vectors, present: NDArray[np.bool_], seed: int = 0) -> VectorSignal:
-    """Return the signal of unit rows ``vectors``; neighbours reach what 999 of 1,000 random pairs do not."""
+def vector_signal(name: str, vectors: Vectors, present: NDArray[np.bool_], looks: Looks) -> VectorSignal:
+    """Return the signal of unit rows ``vectors``; neighbours reach a cosine that ``looks.k`` postings reach by chance.
+
+    Chance is what random pairs have: a normal distribution around their median, as wide as their median distance from
+    it says. The few random pairs that are of one product do not move either.
+    """
+    seed = looks.seed
     there = np.flatnonzero(present)
     if len(there) < 2:
-        return VectorSignal(name, vectors, present, 0.0, seed)
+        return VectorSignal(name, vectors, present, seed=seed)
     rng = np.random.default_rng(seed)
     left, right = rng.choice(there, RANDOM), rng.choice(there, RANDOM)
     apart = left != right
     scores = VectorSignal(name, vectors, present).scores(np.sort(left[apart]), right[apart])
-    return VectorSignal(name, vectors, present, max(0.0, float(np.quantile(scores, MEANS_NOTHING))), seed)
+    middle = float(np.median(scores))
+    spread = float(np.median(np.abs(scores - middle))) / HALF_NORMAL
+    by_chance = NormalDist().inv_cdf(1 - min(0.5, looks.k / len(there)))
+    floor = min(max(0.0, middle + by_chance * spread), 0.99)
+    return VectorSignal(name, vectors, present, floor, min(max(0.0, middle), 0.99), seed)
 
 
 def evidence(catalogue: Catalogue, signals: Sequence[Signal], looks: Looks, watch: Watch = unwatched) -> Evidence:
@@ -149,14 +163,18 @@ def judge(
 
     Raises ConfigError where the rule needs other signals.
     """
-    parts: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]] = []
+    parts = [Judged(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))]
     for pairs, values in features_of(found):
         sure = rule.judge.probability(values, found.features.names)
         kept = sure >= keep
         sink(Pairs(pairs.left[kept], pairs.right[kept]), sure[kept], values[kept])
-        parts.append((pairs.left[kept].astype(np.int32), pairs.right[kept].astype(np.int32), sure[kept]))
+        parts.append(Judged(pairs.left[kept].astype(np.int32), pairs.right[kept].astype(np.int32), sure[kept]))
         progress(len(pairs))
-    return Judged(*(_joined([part[at] for part in parts], kind) for at, kind in enumerate("iif")))
+    return Judged(
+        np.concatenate([part.left for part in parts]),
+        np.concatenate([part.right for part in parts]),
+        np.concatenate([part.probability for part in parts]),
+    )
 
 
 def features_of(found: Evidence, size: int = BLOCK) -> Iterator[tuple[Pairs, NDArray[np.float32]]]:
@@ -185,7 +203,7 @@ def _with_joint(signals: Sequence[Signal], looks: Looks) -> list[Signal]:
     image, text = vectors["image"], vectors["text"]
     rows = np.concatenate([image.vectors, text.vectors], axis=1)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return [*signals, vector_signal("joint", rows, image.present | text.present, looks.seed)]
+    return [*signals, vector_signal("joint", rows, image.present | text.present, looks)]
 
 
 def _looked(signal: Signal, looks: Looks, watch: Watch) -> Iterator[tuple[Signal, Neighbours]]:
@@ -196,7 +214,7 @@ def _looked(signal: Signal, looks: Looks, watch: Watch) -> Iterator[tuple[Signal
         return
     for turn in range(looks.blend):
         rows = blended(signal, near, _upper(near)).vectors
-        signal = vector_signal(f"{signal.name.removesuffix('_blended')}_blended", rows, signal.present, looks.seed)
+        signal = vector_signal(f"{signal.name.removesuffix('_blended')}_blended", rows, signal.present, looks)
         near = signal.nearest(looks.k, watch(f"blending {signal.name}, {turn + 1}", int(signal.present.sum())))
     yield signal, near
 
@@ -205,29 +223,3 @@ def _upper(near: Neighbours) -> float:
     """Return the score above which a neighbour is blended: what half of the nearest reach."""
     best = near.scores[near.places[:, 0] >= 0, 0]
     return float(np.median(best)) if len(best) else 1.0
-
-
-def _joined(parts: Sequence[NDArray[np.generic]], kind: str) -> NDArray[np.generic]:
-    return np.concatenate([np.empty(0, {"i": np.int32, "f": np.float32}[kind]), *parts])
-
-
-def unlabelled_rule(found: Evidence, seed: int = 0) -> Rule:
-    """Return a rule found on the catalogue itself, without labels: a mixture, and a match from probability 0.5 on.
-
-    Raises DataError for fewer than 50 candidate pairs.
-    """
-    features = found.features
-    chosen = sampled(found.pairs, SAMPLE, seed)
-    values = np.concatenate(
-        [np.empty((0, len(features.names)), np.float32), *(features.of(p) for p in chosen.blocks())]
-    )
-    names = [signal.name for signal in features.signals]
-    return Rule(fit_mixture(values, features.names, names, seed), 0.5, facts={"pairs": len(chosen)})
-
-
-def sampled(pairs: Pairs, most: int, seed: int) -> Pairs:
-    """Return at most ``most`` of ``pairs``, drawn with ``seed``, in their order."""
-    if len(pairs) <= most:
-        return pairs
-    chosen = np.sort(np.random.default_rng(seed).choice(len(pairs), most, replace=False))
-    return Pairs(pairs.left[chosen], pairs.right[chosen])

@@ -100,7 +100,8 @@ def _among(scores: Scores, around: tuple[Scores, Scores], pairs: Pairs) -> tuple
     mean, best = around
     best_of_both = np.maximum(best[pairs.left], best[pairs.right])
     ratio = scores / np.maximum(np.maximum(best_of_both, scores), np.float32(1e-6))
-    return scores - (mean[pairs.left] + mean[pairs.right]) / 2, ratio.astype(np.float32)
+    margin = scores - (mean[pairs.left] + mean[pairs.right]) / 2
+    return margin.astype(np.float32), ratio.astype(np.float32)
 
 
 def _ranks(places: Places, pairs: Pairs) -> tuple[Scores, Scores]:
@@ -121,4 +122,4 @@ def _shared(places: Places, pairs: Pairs) -> Scores:
     one, other = near[pairs.left], near[pairs.right]
     common = sum(((one == other[:, [at]]) & (one >= 0)).sum(axis=1) for at in range(near.shape[1]))
     most = np.minimum((one >= 0).sum(axis=1), (other >= 0).sum(axis=1))
-    return (common / np.maximum(most, 1)).astype(np.float32)
+    return np.asarray(common / np.maximum(most, 1), np.float32)

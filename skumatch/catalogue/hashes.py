@@ -25,7 +25,7 @@ MOST: Final = 64  # postings next to one another under a word that are compared:
 def alike(hashes: Hashes, left: Ids, right: Ids) -> Scores:
     """Return the share of equal bits, float32 (P,) in 0..1, of the pairs of places ``left`` and ``right``."""
     differ = np.bitwise_count(hashes[left] ^ hashes[right])
-    return (1 - differ.astype(np.float32) / BITS).astype(np.float32)
+    return np.asarray(1 - differ.astype(np.float32) / BITS, np.float32)
 
 
 def nearest_by_hash(hashes: Hashes, present: NDArray[np.bool_], k: int) -> Neighbours:

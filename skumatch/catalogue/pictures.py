@@ -195,7 +195,7 @@ class _Shelf:
             self.note()
 
     def _array(self, name: str, mode: str, kind: Any, shape: tuple[int, ...]) -> Any:
-        return np.lib.format.open_memmap(self.folder / name, mode=mode, dtype=kind, shape=shape)  # type: ignore[no-untyped-call]
+        return np.lib.format.open_memmap(self.folder / name, mode=mode, dtype=kind, shape=shape)
 
     def keep(self, start: int, batch: _Batch, places: Ids) -> None:
         """Write one batch, whose first picture is the one at ``start`` of ``places``."""

@@ -3,7 +3,6 @@
     union      the best of the signals, each measured against its own threshold
     noisy-or   1 - (1 - a)(1 - b)(1 - c): independent witnesses (Pearl 1988, section 4.3.2)
     learned    a scorer fitted on labelled groups, whose number is a calibrated probability
-    mixture    without labels: two kinds of pairs are assumed, and found by expectation maximisation (``mixture``)
 
 A rule knows the names of the features that it needs and nothing about where they come from.
 """
@@ -21,13 +20,13 @@ from numpy.typing import NDArray
 
 from skumatch import artefact
 from skumatch.catalogue.groups import Grouping
-from skumatch.catalogue.mixture import Mixture
 from skumatch.catalogue.neighbours import Scores
 from skumatch.catalogue.scorer import PairScorer
 from skumatch.errors import ConfigError, ModelError, SkumatchError
 
 FORMAT: Final = 1
 CONTRADICT: Final = "amounts_contradict"
+UNLABELLED: Final = ("image", "text", "chars"), 0.6  # docs/catalogue.md tells how they were chosen
 Values = NDArray[np.float32]  # (P, F)
 
 
@@ -79,22 +78,32 @@ class Union:
 
 @dataclass(frozen=True)
 class NoisyOr:
-    """1 - the product of (1 - score) over ``signals``; absent ones count for nothing. ``veto`` as in Union."""
+    """1 - the product of (1 - score) over the signals; absent ones count for nothing. ``veto`` as in Union.
 
-    signals: tuple[str, ...]
+    ``floors``: by signal, the score that means nothing, as random pairs have it: an encoder whose cosines all lie
+    between 0.6 and 1 says as much as one that uses all of 0 to 1. Scores are measured from there to 1. Raises
+    ConfigError for no signals or floors outside 0..1.
+    """
+
+    floors: Mapping[str, float]
     veto: bool = False
     kind: str = field(default="noisy-or", init=False)
+
+    def __post_init__(self) -> None:
+        if not self.floors or not all(0 <= value < 1 for value in self.floors.values()):
+            raise ConfigError(f"floors {dict(self.floors)}", "give one from 0 to below 1 for each signal")
 
     def probability(self, features: Values, names: Sequence[str]) -> Scores:
         """As Judge says."""
         against = np.ones(len(features), np.float32)
-        for name in self.signals:
-            against *= 1 - np.nan_to_num(_column(features, names, name), nan=0.0).clip(0, 1)
+        for name, floor in self.floors.items():
+            score = np.nan_to_num(_column(features, names, name), nan=0.0)
+            against *= 1 - ((score - floor) / (1 - floor)).clip(0, 1)
         return _vetoed(1 - against, features, names, self.veto)
 
     def to_json(self) -> dict[str, Any]:
         """As Judge says."""
-        return {"kind": self.kind, "signals": list(self.signals), "veto": self.veto}
+        return {"kind": self.kind, "floors": dict(self.floors), "veto": self.veto}
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,17 @@ class Rule:
         return (json.dumps(document, indent=1) + "\n").encode()
 
 
+def unlabelled(floors: Mapping[str, float], grouping: Grouping) -> Rule:
+    """Return the rule for catalogues without labels: noisy-or of picture and title, unless amounts contradict.
+
+    ``floors``: of the signals there are. Its number is no probability. Raises ConfigError where none of its signals is
+    there.
+    """
+    signals, threshold = UNLABELLED
+    chosen = {name: floors[name] for name in signals if name in floors} or dict(floors)
+    return Rule(NoisyOr(chosen, veto=True), threshold, grouping, closed=True)
+
+
 def write_rule(path: Path, rule: Rule) -> None:
     """Write ``rule`` to ``path``, whole or not at all. Raises ArtefactError when the disk refuses."""
     artefact.write_file(path, rule.to_bytes())
@@ -176,11 +196,9 @@ def judge_from(document: Mapping[str, Any]) -> Judge:
     if kind == "union":
         return Union({str(k): float(v) for k, v in document["thresholds"].items()}, bool(document["veto"]))
     if kind == "noisy-or":
-        return NoisyOr(tuple(map(str, document["signals"])), bool(document["veto"]))
+        return NoisyOr({str(k): float(v) for k, v in document["floors"].items()}, bool(document["veto"]))
     if kind == "learned":
         return Learned(PairScorer.from_json(document["scorer"]))
-    if kind == "mixture":
-        return Mixture.from_json(document)
     raise ModelError(f"unknown kind of rule '{kind}'", "learn it anew")
 
 

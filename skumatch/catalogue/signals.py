@@ -43,6 +43,11 @@ class Signal(Protocol):
         """Which postings have it."""
         ...
 
+    @property
+    def middle(self) -> float:
+        """The score of postings that have nothing to do with each other."""
+        ...
+
     def nearest(self, k: int, progress: Progress = no_progress) -> Neighbours:
         """Return the ``k`` nearest other postings of each; of those that lack the signal none."""
         ...
@@ -54,12 +59,16 @@ class Signal(Protocol):
 
 @dataclass(frozen=True)
 class VectorSignal:
-    """Unit rows float32 (N, D), zeros where absent; cosine. Neighbours reach ``floor``. ``seed``: of the index."""
+    """Unit rows float32 (N, D), zeros where absent; cosine.
+
+    Neighbours reach ``floor``; ``middle``: the median of random pairs; ``seed`` of the index.
+    """
 
     name: str
     vectors: Vectors
     present: Mask
     floor: float = 0.0
+    middle: float = 0.0
     seed: int = 0
     exact_rows: int = EXACT_ROWS
 
@@ -110,11 +119,12 @@ class TextSignal:
     name: str
     tfidf: Tfidf
     floor: float = 0.1
+    middle: float = 0.0
 
     @property
     def present(self) -> Mask:
         """Which titles have a term."""
-        return np.diff(self.tfidf.matrix.indptr) > 0
+        return np.asarray(np.diff(self.tfidf.matrix.indptr) > 0)
 
     def nearest(self, k: int, progress: Progress = no_progress) -> Neighbours:
         """As Signal says."""
@@ -132,6 +142,7 @@ class HashSignal:
     hashes: Hashes
     present: Mask
     name: str = "hash"
+    middle: float = 0.5
 
     def nearest(self, k: int, progress: Progress = no_progress) -> Neighbours:
         """As Signal says."""

@@ -22,12 +22,7 @@ BLOCK: Final = 1024  # titles between two notes
 
 
 class Texts(Protocol):
-    """An encoder of texts: ``encode_text`` returns float32 (N, ``dim``) unit rows; ``digest`` tells encoders apart."""
-
-    @property
-    def dim(self) -> int:
-        """Numbers per row."""
-        ...
+    """An encoder of texts; ``digest`` tells it from others."""
 
     @property
     def digest(self) -> str:
@@ -35,7 +30,7 @@ class Texts(Protocol):
         ...
 
     def encode_text(self, texts: Sequence[str]) -> Vectors:
-        """Return one unit row per text."""
+        """Return float32 (N, D) unit rows."""
         ...
 
 
@@ -51,14 +46,14 @@ def embed_titles(
     with artefact.disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
         done = _done(work, identity)
-        shape = (len(titles), encoder.dim)
+        shape = (len(titles), encoder.encode_text(["a"]).shape[1])
         mode = "r+" if done else "w+"
-        rows: Any = np.lib.format.open_memmap(work / VECTORS, mode=mode, dtype=np.float32, shape=shape)  # type: ignore[no-untyped-call]
+        rows: Any = np.lib.format.open_memmap(work / VECTORS, mode=mode, dtype=np.float32, shape=shape)
         progress(done)
         for start in range(done, len(titles), BLOCK):
             part = titles[start : start + BLOCK]
             said = [place for place, title in enumerate(part) if title.strip()]
-            block = np.zeros((len(part), encoder.dim), np.float32)
+            block = np.zeros((len(part), shape[1]), np.float32)
             if said:
                 block[said] = encoder.encode_text([part[place] for place in said])
             rows[start : start + len(part)] = block
