@@ -80,10 +80,14 @@ class ArcFace:
 
 @dataclass(frozen=True)
 class Softmax:
-    """Cross-entropy over cosines times ``s``: the baseline that ArcFace must beat."""
+    """Cross-entropy over cosines times ``s``: the baseline that ArcFace must beat.
+
+    ``normalised`` off: over what a linear layer gives, bias and lengths included; ``s`` has no meaning then.
+    """
 
     s: float = 24.0
     label_smoothing: float = 0.0
+    normalised: bool = True
 
     def __post_init__(self) -> None:
         within("softmax", self, s=(1, 256), label_smoothing=(0, 0.5))

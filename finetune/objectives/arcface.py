@@ -96,3 +96,19 @@ class NormalizedSoftmax(Objective):
         logits = self.how.s * self.prototypes(seen.embeddings)
         smoothing = self.how.label_smoothing
         return seen.mean(F.cross_entropy(logits, seen.labels, reduction="none", label_smoothing=smoothing))
+
+
+class LinearSoftmax(Objective):
+    """Cross-entropy over a linear layer, as classifiers are trained: lengths count, and there is a bias."""
+
+    def __init__(self, skus: int, dim: int, how: SoftmaxSettings) -> None:
+        super().__init__()
+        self.how = how
+        self.classes = nn.Linear(dim, skus)
+        nn.init.zeros_(self.classes.bias)
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the mean loss."""
+        logits = F.linear(seen.embeddings.float(), self.classes.weight.float(), self.classes.bias.float())
+        smoothing = self.how.label_smoothing
+        return seen.mean(F.cross_entropy(logits, seen.labels, reduction="none", label_smoothing=smoothing))

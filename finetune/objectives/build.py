@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skumatch.finetune.objectives.arcface import NormalizedSoftmax, SubCentreArcFace
+from skumatch.finetune.objectives.arcface import LinearSoftmax, NormalizedSoftmax, SubCentreArcFace
 from skumatch.finetune.objectives.base import Objective, Seen, Setting
 from skumatch.finetune.objectives.clip import Clip, text_parameters
 from skumatch.finetune.objectives.distil import Distil
@@ -51,7 +51,8 @@ def _make(name: str, setting: Setting) -> Objective:
     if name == "arcface":
         return SubCentreArcFace(setting.counts, dim, recipe.arcface)
     if name == "softmax":
-        return NormalizedSoftmax(len(setting.counts), dim, recipe.softmax)
+        kind = NormalizedSoftmax if recipe.softmax.normalised else LinearSoftmax
+        return kind(len(setting.counts), dim, recipe.softmax)
     if name == "supcon":
         return SupCon(recipe.supcon)
     if name == "clip":
