@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -57,6 +58,36 @@ class Source:
     work: Path
 
 
+class Stages:
+    """Shows a bar for each stage in turn, and tells how long it took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._bar = ExitStack()
+        self._what = ""
+
+    def __call__(self, what: str, total: int | None) -> Progress:
+        """End the stage before and begin one of ``total`` steps; None: not known, and no bar."""
+        self.end()
+        self._what, self._begun = what, time.perf_counter()
+        if total is None:
+            return lambda done: None
+        return self._bar.enter_context(progress_bar(what, total))
+
+    def end(self) -> None:
+        """End the stage."""
+        self._bar.close()
+        if self._what:
+            self.seconds[self._what] = self.seconds.get(self._what, 0.0) + time.perf_counter() - self._begun
+        self._what = ""
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
 def dedupe(
     catalogue: CatalogueFile,
     out: OutOption = Path("dedupe"),
@@ -83,13 +114,15 @@ def dedupe(
     from skumatch.catalogue.rules import read_rule
 
     known = read_rule(rule) if rule is not None else None
-    source = Source(_catalogue(catalogue, column, images), model, text, vectors, device, out / WORK)
-    _require_labels(source.catalogue, measure)
-    looks = Looks(neighbours, blend, seed=seed) if known is None else looks_of(known)
-    evidence, made_with = _evidence(source, looks, known)
-    chosen = known or _unlabelled(evidence, largest)
-    found = _write(evidence, chosen, source, out)
-    facts = {**made_with, **_facts(source.catalogue, found, chosen)}
+    with Stages() as stages:
+        stages("reading", None)
+        source = Source(_catalogue(catalogue, column, images), model, text, vectors, device, out / WORK)
+        _require_labels(source.catalogue, measure)
+        looks = Looks(neighbours, blend, seed=seed) if known is None else looks_of(known)
+        evidence, made_with = _evidence(source, looks, known, stages)
+        chosen = known or _unlabelled(evidence, largest)
+        found = _write(evidence, chosen, source, out, stages)
+    facts = {**made_with, **_facts(source.catalogue, found, chosen), "seconds": stages.seconds}
     if measure:
         facts["eval"] = _measured(source.catalogue, found, seed)
     _finish(out, facts, html, source.catalogue)
@@ -126,7 +159,8 @@ def dedupe_learn(
     groups = _require_labels(source.catalogue, True)
     lesson = Lesson(kind, grouping=Grouping(most=largest), precision=precision, seed=seed)
     looks = Looks(neighbours, blend, seed=seed)
-    evidence, made_with = _evidence(source, looks, None)
+    with Stages() as stages:
+        evidence, made_with = _evidence(source, looks, None, stages)
     note(f"learning from {counted(len(evidence.pairs), 'pair')}")
     learned = replace(learn(evidence, groups, lesson), signals={**made_with, "looks": asdict(looks)})
     write_rule(rule, learned)
@@ -180,28 +214,18 @@ def _require_labels(catalogue: Catalogue, wanted: bool) -> Any:
     return catalogue.groups
 
 
-def _bar(stack: ExitStack, what: str, total: int) -> Progress:
-    """Show a bar in the place of the one before."""
-    stack.close()
-    return stack.enter_context(progress_bar(what, total))
-
-
-def _evidence(source: Source, looks: Looks, rule: Rule | None) -> tuple[Evidence, dict[str, Any]]:
+def _evidence(source: Source, looks: Looks, rule: Rule | None, stages: Stages) -> tuple[Evidence, dict[str, Any]]:
     """Return what is known of the catalogue before a rule judges it, and the models it was made with."""
     from skumatch.catalogue.dedupe import evidence, signals_of
 
     made_with: dict[str, Any] = {}
-    pictures = _pictures(source, made_with)
-    texts = _texts(source, made_with)
+    pictures = _pictures(source, made_with, stages)
+    texts = _texts(source, made_with, stages)
     if rule is not None:
         _require_same(made_with, rule.signals)
-    with ExitStack() as stack:
-
-        def watch(what: str, total: int) -> Progress:
-            return _bar(stack, what, total)
-
-        signals = signals_of(source.catalogue, pictures, texts, looks, watch)
-        found = evidence(source.catalogue, signals, looks, watch)
+    signals = signals_of(source.catalogue, pictures, texts, looks, stages)
+    found = evidence(source.catalogue, signals, looks, stages)
+    stages.end()
     names = ", ".join(signal.name for signal in found.features.signals)
     note(f"{counted(len(found.pairs), 'candidate pair')} by {names}")
     return found, made_with
@@ -218,7 +242,7 @@ def _require_same(here: Mapping[str, Any], rule: Mapping[str, Any]) -> None:
             raise ConfigError(f"the rule was learned with another {what} encoder ({name})", f"give it with {option}")
 
 
-def _pictures(source: Source, made_with: dict[str, Any]) -> Pictures | None:
+def _pictures(source: Source, made_with: dict[str, Any], stages: Stages) -> Pictures | None:
     from skumatch.catalogue.pictures import look
     from skumatch.catalogue.pictures import with_vectors as given
 
@@ -237,8 +261,8 @@ def _pictures(source: Source, made_with: dict[str, Any]) -> Pictures | None:
         made_with["image"] = {"name": encoder.spec.name, "digest": encoder.spec.digest}
     else:
         note("no --model and no workspace: pictures are compared by their hashes alone")
-    with progress_bar("pictures", count) as progress:
-        pictures = look(catalogue, encoder, pipeline_of(workspace), source.work, progress)
+    pictures = look(catalogue, encoder, pipeline_of(workspace), source.work, stages("pictures", count))
+    stages.end()
     for failure in pictures.failures[:5]:
         note(f"unreadable: {failure.why}")
     if pictures.failures:
@@ -246,7 +270,7 @@ def _pictures(source: Source, made_with: dict[str, Any]) -> Pictures | None:
     return pictures
 
 
-def _texts(source: Source, made_with: dict[str, Any]) -> Vectors | None:
+def _texts(source: Source, made_with: dict[str, Any], stages: Stages) -> Vectors | None:
     if source.text is None:
         return None
     from skumatch import artefact
@@ -257,8 +281,8 @@ def _texts(source: Source, made_with: dict[str, Any]) -> Vectors | None:
     encoder = open_text_encoder(source.text)
     made_with["text"] = {"name": source.text.rpartition("/")[2], "digest": encoder.digest}
     titles = [normalised(title) for title in source.catalogue.titles]
-    with progress_bar("titles", len(titles)) as progress:
-        return embed_titles(titles, artefact.file_digest(source.catalogue.source), encoder, source.work, progress)
+    digest = artefact.file_digest(source.catalogue.source)
+    return embed_titles(titles, digest, encoder, source.work, stages("titles", len(titles)))
 
 
 def _unlabelled(evidence: Evidence, largest: int) -> Rule:
@@ -269,7 +293,7 @@ def _unlabelled(evidence: Evidence, largest: int) -> Rule:
     return unlabelled(evidence.floors, Grouping(most=largest))
 
 
-def _write(evidence: Evidence, rule: Rule, source: Source, out: Path) -> Found:
+def _write(evidence: Evidence, rule: Rule, source: Source, out: Path, stages: Stages) -> Found:
     """Judge the pairs and write everything but the facts."""
     from skumatch.catalogue import output
     from skumatch.catalogue.dedupe import judge, outcome
@@ -277,9 +301,11 @@ def _write(evidence: Evidence, rule: Rule, source: Source, out: Path) -> Found:
     ids, features = source.catalogue.ids, evidence.features
     signals = [signal.name for signal in features.signals]
     table = output.PairTable(out / output.PAIRS, ids, features.names, signals)
-    with table, progress_bar("judging pairs", len(evidence.pairs)) as progress:
-        judged = judge(evidence, rule, table, progress=progress)
+    with table:
+        judged = judge(evidence, rule, table, progress=stages("judging pairs", len(evidence.pairs)))
+    stages("grouping", None)
     found = outcome(evidence, judged, rule)
+    stages("writing", None)
     output.write_matches(out / output.MATCHES, ids, found.matches)
     output.write_groups(out / output.GROUPS, source.catalogue, found.groups, judged)
     return found

@@ -6,7 +6,7 @@ nothing about files but the table of pairs that it is handed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final, Protocol
@@ -34,10 +34,10 @@ RANDOM: Final = 100_000  # pairs that tell which cosines mean nothing
 HALF_NORMAL: Final = 0.6745  # the median distance from the middle of a normal distribution, in standard deviations
 KEEP: Final = 0.01  # pairs of less probability are not kept
 
-Watch = Callable[[str, int], Progress]  # told what begins and how many steps it has
+Watch = Callable[[str, int | None], Progress]  # told what begins and how many steps it has, where that is known
 
 
-def unwatched(what: str, total: int) -> Progress:
+def unwatched(what: str, total: int | None) -> Progress:
     """Show nothing."""
     return no_progress
 
@@ -104,7 +104,8 @@ def signals_of(
     """Return the signals that a catalogue has: vectors of pictures and of titles (``texts`` float32 (N, D), zeros for
     empty titles), where they are given; words and character n-grams; hashes. Raises DataError where nothing is left.
     """
-    plain = _normalised(catalogue.titles, watch)
+    watch("normalising titles", None)
+    plain = [normalised(title) for title in catalogue.titles]
     found: list[Signal] = []
     if pictures is not None and pictures.vectors is not None and pictures.present.any():
         found.append(vector_signal("image", pictures.vectors, pictures.present, looks))
@@ -151,9 +152,12 @@ def evidence(catalogue: Catalogue, signals: Sequence[Signal], looks: Looks, watc
         for one, found in _looked(signal, looks, watch):
             every.append(one)
             near.append(found)
-    plain = _normalised(catalogue.titles, unwatched)
+    watch("amounts in titles", None)
+    plain = [normalised(title) for title in catalogue.titles]
     words = np.array([len(text.split()) for text in plain], np.int64)
-    return Evidence(count, Features(every, near, amounts(plain), words), candidates(near))
+    said = amounts(plain)
+    watch("candidate pairs", None)
+    return Evidence(count, Features(every, near, said, words), candidates(near))
 
 
 def judge(
@@ -189,10 +193,6 @@ def outcome(found: Evidence, judged: Judged, rule: Rule) -> Found:
     if rule.closed:
         return Found(judged, groups, matches_of_groups(groups, judged))
     return Found(judged, groups, matches_of(found.count, judged.above(rule.threshold)))
-
-
-def _normalised(titles: Iterable[str], watch: Watch) -> list[str]:
-    return [normalised(title) for title in titles]
 
 
 def _with_joint(signals: Sequence[Signal], looks: Looks) -> list[Signal]:
