@@ -72,13 +72,11 @@ def look(
     given = bool(catalogue.hashed.any())
     shelf = _Shelf(work, catalogue, encoder, hashing=not given)
     places = np.array([place for place, name in enumerate(catalogue.pictures) if name], np.int64)
-    with artefact.disk_errors(work):
-        shelf.open()
+    with artefact.disk_errors(work), shelf:
         progress(shelf.done)
         for start, batch in _looked(catalogue, places[shelf.done :], encoder, pipeline, hashing=not given):
             shelf.keep(start + shelf.begun, batch, places)
             progress(len(batch.errors))
-        shelf.note()
     hashes, hashed = (catalogue.hashes, catalogue.hashed) if given else (shelf.hashes, shelf.state == READ)
     return Pictures(shelf.vectors, np.asarray(shelf.state == READ), hashes, np.asarray(hashed), shelf.failures())
 
@@ -174,7 +172,7 @@ class _Shelf:
         self.names = catalogue.pictures
         self.vectors: Vectors | None = None
 
-    def open(self) -> None:
+    def __enter__(self) -> _Shelf:
         """Take up what fits, else begin anew."""
         marks: dict[str, Any] = {}
         try:
@@ -192,6 +190,11 @@ class _Shelf:
         self._errors.seek(0, 2)
         self.begun = self._noted = self.done
         if not self.done:
+            self.note()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._errors:
             self.note()
 
     def _array(self, name: str, mode: str, kind: Any, shape: tuple[int, ...]) -> Any:
@@ -226,6 +229,5 @@ class _Shelf:
 
     def failures(self) -> tuple[Failure, ...]:
         """Return the pictures that could not be read."""
-        self._errors.close()
         with (self.folder / ERRORS).open("rb") as lines:
             return tuple(Failure(**json.loads(line)) for line in lines)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
-from skumatch.errors import ImageError
 from skumatch import phash
+from skumatch.errors import ImageError
 from skumatch.eval.leaks import SAME_AGREEMENT, SAME_WORST
 
 Change = Callable[[PILImage.Image], PILImage.Image]
