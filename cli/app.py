@@ -17,7 +17,8 @@ from skumatch.cli import data, gallery, gallery_show, gallery_versions, keys, re
 from skumatch.cli.audit import audit
 from skumatch.cli.bench import bench
 from skumatch.cli.calibrate import calibrate
-from skumatch.cli.dedupe import dedupe, dedupe_apply, dedupe_learn
+from skumatch.cli.dedupe import dedupe, dedupe_apply
+from skumatch.cli.dedupe_learn import dedupe_learn
 from skumatch.cli.demo import demo
 from skumatch.cli.doctor import doctor
 from skumatch.cli.embed import embed

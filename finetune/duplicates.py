@@ -22,6 +22,7 @@ from skumatch.eval.duplicates import Choice, Matching, best_f1, by_pairs, least_
 from skumatch.finetune.pair_scorer import Fit, fit
 from skumatch.spec import Ids
 
+KINDS: Final = ("learned", "union", "noisy-or")
 FOLDS: Final = 5
 FEWEST: Final = 10  # labelled groups
 Values = NDArray[np.float32]
@@ -64,10 +65,12 @@ def learn(found: Evidence, groups: Ids, lesson: Lesson) -> Rule:
     calibration the scorer reached. Raises DataError for fewer than ten groups of two, or no pair of one group among the
     candidates, or a precision that no threshold reaches.
     """
+    if lesson.kind not in (*KINDS, "best"):
+        raise DataError(f"there is no kind of rule '{lesson.kind}'", f"choose {', '.join(KINDS)} or best")
     _check(groups)
     pool = _pool(found, groups)
     columns = found.features.names, found.floors
-    kinds = ("learned", "union", "noisy-or") if lesson.kind == "best" else (lesson.kind,)
+    kinds = KINDS if lesson.kind == "best" else (lesson.kind,)
     tried = {}
     for kind in kinds:
         out = pool.judged(_out_of_fold(kind, pool, columns, lesson))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -158,7 +159,7 @@ def test_other_vectors_are_refused(catalogue: Catalogue, tmp_path: Path, wrong: 
     if wrong == "text":
         path.write_text("no array")
     else:
-        made = {"rows": rows[1:], "kind": rows.astype(np.float64), "objects": np.array([{}], object)}
+        made: dict[str, Any] = {"rows": rows[1:], "kind": rows.astype(np.float64), "objects": np.array([{}], object)}
         np.save(path, made.get(wrong, rows))
     with pytest.raises(DataError, match=r"v\.npy") as caught:
         with_vectors(catalogue, path)
@@ -175,9 +176,9 @@ def test_one_posting_and_nothing_to_go_by_are_said(tmp_path: Path) -> None:
 
 
 def test_looks_out_of_range_are_refused() -> None:
-    for wrong in ({"k": 0}, {"k": 1001}, {"blend": 6}):
+    for k, blend in ((0, 0), (1001, 0), (5, 6)):
         with pytest.raises(ConfigError):
-            Looks(**wrong)
+            Looks(k, blend)
 
 
 def test_blending_and_joint_vectors_are_further_signals(catalogue: Catalogue, encoder: Encoder, tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_the_same_twice(catalogue: Catalogue, encoder: Encoder, tmp_path: Path) 
         pictures = look(catalogue, encoder, Pipeline(), tmp_path / name)
         found = gathered(catalogue, pictures, Looks(20, seed=3))
         made.append(judge(found, rule_for(found)).probability)
-    np.testing.assert_array_equal(*made)
+    np.testing.assert_array_equal(made[0], made[1])
 
 
 def test_a_failed_table_leaves_the_older_one(tmp_path: Path) -> None:

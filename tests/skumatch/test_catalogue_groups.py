@@ -80,7 +80,7 @@ def test_components_equal_a_plain_search_on_random_graphs() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         edges = {tuple(sorted(rng.choice(30, 2, replace=False).tolist())) for _ in range(20)}
-        found = parts(groups_of(30, judged(dict.fromkeys(edges, 0.9)), 0.5, Grouping("components")))  # type: ignore[misc]
+        found = parts(groups_of(30, judged(dict.fromkeys(edges, 0.9)), 0.5, Grouping("components")))
         reach = [{place} for place in range(30)]
         for one, other in edges:
             both = reach[one] | reach[other]
@@ -98,4 +98,4 @@ def test_codes_are_in_order_of_the_first_posting_and_need_no_pairs() -> None:
 def test_settings_out_of_range_are_refused() -> None:
     for wrong in ({"how": "chain"}, {"most": 0}, {"absent": 0.1}):
         with pytest.raises(ConfigError):
-            Grouping(**wrong)  # type: ignore[arg-type]
+            Grouping(**wrong)

@@ -1,0 +1,72 @@
+"""``skumatch dedupe-learn``: what a match is, from labelled groups."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skumatch.cli.common import Device, ModelOption, note
+from skumatch.cli.dedupe_look import (
+    BlendOption,
+    CatalogueFile,
+    ColumnOption,
+    ImagesOption,
+    LargestOption,
+    NeighboursOption,
+    SeedOption,
+    Source,
+    Stages,
+    TextOption,
+    VectorsOption,
+    catalogue_of,
+    gathered_of,
+    labels_of,
+)
+from skumatch.words import counted
+
+
+def dedupe_learn(
+    catalogue: CatalogueFile,
+    rule: Annotated[Path, typer.Argument(metavar="RULE.json", help="Where to write the rule.")],
+    images: ImagesOption = None,
+    column: ColumnOption = None,
+    model: ModelOption = None,
+    text: TextOption = None,
+    vectors: VectorsOption = None,
+    kind: Annotated[str, typer.Option(help="learned, union, noisy-or, or best of them.")] = "learned",
+    precision: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of the matches, to keep to.", show_default="the best F1")
+    ] = None,
+    neighbours: NeighboursOption = 50,
+    blend: BlendOption = 0,
+    largest: LargestOption = 50,
+    seed: SeedOption = 0,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")] = False,
+) -> None:
+    """Learn from labelled groups what a match is, for catalogues like these."""
+    from skumatch.catalogue.dedupe import Looks
+    from skumatch.catalogue.groups import Grouping
+    from skumatch.catalogue.rules import write_rule
+    from skumatch.finetune.duplicates import Lesson, learn
+
+    source = Source(catalogue_of(catalogue, column, images), model, text, vectors, device, rule.with_suffix(".work"))
+    groups = labels_of(source.catalogue)
+    lesson = Lesson(kind, grouping=Grouping(most=largest), precision=precision, seed=seed)
+    looks = Looks(neighbours, blend, seed=seed)
+    with Stages() as stages:
+        gathered = gathered_of(source, looks, None, stages)
+    note(f"learning from {counted(len(gathered.evidence.pairs), 'pair')}")
+    rules = learn(gathered.evidence, groups, lesson)
+    learned = replace(rules, signals={**gathered.made_with, "looks": asdict(looks)})
+    write_rule(rule, learned)
+    for name, one in learned.facts["out_of_fold"].items():
+        said = ", ".join(f"{what} {one[what]:.3f}" for what in ("f1", "precision", "recall"))
+        note(f"{name}: {said} on groups it had not seen, from {one['threshold']:.3f} on")
+    note(f"wrote {rule}")
+    if as_json:
+        typer.echo(json.dumps(dict(learned.facts)))
