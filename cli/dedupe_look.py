@@ -102,7 +102,7 @@ def looks_of(rule: Rule) -> Looks:
 
 def catalogue_of(path: Path, column: list[str] | None, images: Path | None) -> Catalogue:
     """Read a catalogue, and tell what is odd about it."""
-    from skumatch.catalogue.postings import Columns
+    from skumatch.catalogue.postings import Columns, read_catalogue
     from skumatch.dataset import parse_filters
 
     found = read_catalogue(path, Columns.of(parse_filters(column or [], "--column")), images)
