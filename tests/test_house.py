@@ -31,10 +31,11 @@ HOMES = {  # the modules that may import a vendor's library: its runtime, and wh
     "grpc": {"skumatch/milvus/trouble.py"},
     "timm": {"skumatch/towers/timm.py"},
     "open_clip": {"skumatch/towers/open_clip.py"},
-    "transformers": {"skumatch/towers/hf.py"},
+    "transformers": {"skumatch/towers/hf.py", "skumatch/towers/sentences.py"},
+    "sklearn": {"skumatch/catalogue/tfidf.py", "finetune/pair_scorer.py"},
     "sqlalchemy": {f"skumatch/serve/{name}.py" for name in ("review_tables", "reviews", "tallies")},
 }
-ONE_HOME = ("tensorrt", "milvus_lite", "ray", "fsspec", "prometheus_client", "uvloop")
+ONE_HOME = ("tensorrt", "milvus_lite", "ray", "sparse_dot_topn", "fsspec", "prometheus_client", "uvloop")
 # of the service alone, which nothing else imports at its top
 SERVICE = {"fastapi", "starlette", "uvicorn", "httptools", "h11", "uvloop"}
 SERVICE |= {"pydantic", "prometheus_client", "sqlalchemy"}
@@ -52,7 +53,7 @@ HEAVY = {
     "open_clip",
     "transformers",
 }
-HEAVY |= {"onnxruntime", "onnx", "huggingface_hub", "safetensors", "scipy"}
+HEAVY |= {"onnxruntime", "onnx", "huggingface_hub", "safetensors", "scipy", "sklearn"}
 FORBIDDEN = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 
 
