@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from skumatch.catalogue.amounts import amounts
 from skumatch.catalogue.blend import blended
-from skumatch.catalogue.features import BLOCK, Features, Pairs, candidates
+from skumatch.catalogue.features import BLOCK, Features, Pairs, Surroundings
 from skumatch.catalogue.groups import groups_of
 from skumatch.catalogue.judged import Judged, Matches, matches_of, matches_of_groups
 from skumatch.catalogue.neighbours import Neighbours
@@ -32,7 +32,7 @@ from skumatch.spec import Ids, Vectors
 
 RANDOM: Final = 100_000  # pairs that tell which cosines mean nothing
 HALF_NORMAL: Final = 0.6745  # the median distance from the middle of a normal distribution, in standard deviations
-KEEP: Final = 0.01  # pairs of less probability are not kept
+KEEP: Final = 0.05  # pairs of less probability are not kept
 
 Watch = Callable[[str, int | None], Progress]  # told what begins and how many steps it has, where that is known
 
@@ -147,17 +147,18 @@ def evidence(catalogue: Catalogue, signals: Sequence[Signal], looks: Looks, watc
     count = len(catalogue)
     if count < 2:
         raise DataError("the catalogue has one posting", "give at least two: there is nothing to compare it with")
-    every, near = [], []
+    every, around, pairs = [], [], []
     for signal in _with_joint(signals, looks):
-        for one, found in _looked(signal, looks, watch):
+        for one, near in _looked(signal, looks, watch):
             every.append(one)
-            near.append(found)
+            around.append(Surroundings.of(near))
+            pairs.append(Pairs.of(count, *near.pairs()))
     watch("amounts in titles", None)
     plain = [normalised(title) for title in catalogue.titles]
     words = np.array([len(text.split()) for text in plain], np.int64)
     said = amounts(plain)
     watch("candidate pairs", None)
-    return Evidence(count, Features(every, near, said, words), candidates(near))
+    return Evidence(count, Features(every, around, said, words), Pairs.together(count, pairs))
 
 
 def judge(
@@ -171,8 +172,9 @@ def judge(
     for pairs, values in features_of(found):
         sure = rule.judge.probability(values, found.features.names)
         kept = sure >= keep
-        sink(Pairs(pairs.left[kept], pairs.right[kept]), sure[kept], values[kept])
-        parts.append(Judged(pairs.left[kept].astype(np.int32), pairs.right[kept].astype(np.int32), sure[kept]))
+        some = pairs.take(kept)
+        sink(some, sure[kept], values[kept])
+        parts.append(Judged(some.left.astype(np.int32), some.right.astype(np.int32), sure[kept]))
         progress(len(pairs))
     return Judged(
         np.concatenate([part.left for part in parts]),

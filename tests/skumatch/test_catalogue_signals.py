@@ -7,7 +7,7 @@ import pytest
 
 from skumatch.catalogue.amounts import amounts
 from skumatch.catalogue.blend import blended
-from skumatch.catalogue.features import Features, Pairs, candidates
+from skumatch.catalogue.features import Features, Pairs, Surroundings
 from skumatch.catalogue.neighbours import Neighbours
 from skumatch.catalogue.signals import HashSignal, TextSignal, VectorSignal
 from skumatch.catalogue.tfidf import WORDS, tfidf
@@ -106,7 +106,7 @@ def neighbours(lists: list[list[int]], scores: list[list[float]]) -> Neighbours:
 def test_candidates_are_named_by_either_end_and_come_once() -> None:
     one = neighbours([[1, 2], [0, -1], [-1, -1], [2, -1]], [[0.9, 0.5], [0.9, 0], [0, 0], [0.4, 0]])
     other = neighbours([[-1], [2], [1], [-1]], [[0], [0.8], [0.8], [0]])
-    found = candidates([one, other])
+    found = Pairs.together(4, [Pairs.of(4, *near.pairs()) for near in (one, other)])
     assert list(zip(found.left.tolist(), found.right.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2), (2, 3)]
 
 
@@ -117,8 +117,9 @@ def test_features_of_a_pair() -> None:
     titles = ["red tea 500g", "red tea 1000g", "green tea 500g", "tea"]
     words = TextSignal("words", tfidf(titles, WORDS))
     near = [image.nearest(2), words.nearest(2)]
-    features = Features([image, words], near, amounts(titles), np.array([3, 3, 3, 1]))
-    values = features.of(Pairs(np.array([0, 0, 0]), np.array([1, 2, 3])))
+    around = [Surroundings.of(one) for one in near]
+    features = Features([image, words], around, amounts(titles), np.array([3, 3, 3, 1]))
+    values = features.of(Pairs.of(4, np.array([0, 2, 0]), np.array([1, 0, 3])))
     columns = {name: values[:, at] for at, name in enumerate(features.names)}
     assert values.shape == (3, len(features.names))
     np.testing.assert_allclose(columns["image"][:2], (rows[[0, 0]] * rows[[1, 2]]).sum(axis=1), atol=1e-6)
@@ -140,7 +141,7 @@ def test_features_of_a_pair() -> None:
 
 
 def test_blocks_of_pairs_are_all_pairs_in_order() -> None:
-    pairs = Pairs(np.arange(10), np.arange(10) + 1)
+    pairs = Pairs.of(20, np.arange(10) + 1, np.arange(10))
     parts = list(pairs.blocks(4))
     assert [len(part) for part in parts] == [4, 4, 2]
     assert np.concatenate([part.left for part in parts]).tolist() == list(range(10))
