@@ -3,6 +3,9 @@
 
 A table is CSV, TSV or Parquet with a column ``sku`` (or ``label``); a column ``path`` (or ``image``) names pictures,
 relative to the table; further columns are facts. Rows are read as they are needed.
+
+A table with columns ``group`` and ``posting_id`` instead is of duplicate postings, as ``skumatch dedupe`` writes it: a
+group, whose lines follow each other, is a SKU with the pictures of its postings, and the title of the surest of them.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +31,16 @@ from skumatch.gallery_export import ROWS as VIEW_ROWS
 from skumatch.readers_common import safe_text
 from skumatch.readers_tables import TABLE_SUFFIXES, Table, read_table
 from skumatch.segment import Views
-from skumatch.sku_table import SKU, LayerBuilder
+from skumatch.sku_table import SKU, TITLE, LayerBuilder
 from skumatch.spec import Spec
 from skumatch.words import counted
 
 if TYPE_CHECKING:
     from pyarrow import Table as Layer
 
-PATHS, NAMES = ("path", "image"), ("sku", "label")
+PATHS, NAMES = ("path", "image"), ("sku", "label", "group")
+POSTING, CONFIDENCE = "posting_id", "confidence"
+Told = tuple[int, list[str], str, Mapping[str, str]]  # number, cells, SKU and facts of a line
 
 
 def has_pictures(path: Path) -> bool:
@@ -51,27 +57,72 @@ def table_supply(path: Path) -> Supply:
     return Supply(lambda: _rows(path), artefact.file_digest(path))
 
 
+def without_picture(path: Path) -> int:
+    """Return how many postings of a table of groups name no picture, and are skipped; 0 for any other table.
+
+    Raises DataError naming a bad line.
+    """
+    table = read_table(path)
+    if not _of_postings(table):
+        return 0
+    picture = table.column(*PATHS)
+    return sum(not cells[picture].strip() for _, cells in table.records)
+
+
 def _rows(path: Path) -> Iterator[Row]:
     table = read_table(path)
     picture = table.column(*PATHS)
-    for number, cells in table.records:
+    skipped = _of_postings(table)
+    for number, cells, sku, said in _told(table, (picture,)):
         name = cells[picture]
+        if skipped and not name.strip():
+            continue
         if not name.strip() or "\0" in name:
             raise DataError(f"{table.where(number)} has no usable path", "give the picture's path, or remove the line")
-        said = _facts(table, cells, (picture,))
-        yield Row((path.parent / name).absolute(), _sku(table, number, cells), "gallery", extra=said)
+        yield Row((path.parent / name).absolute(), sku, "gallery", extra=said)
 
 
 def table_layer(path: Path) -> Layer:
     """Return what a table says of SKUs. Raises DataError when it says nothing, or naming a bad line."""
     table = read_table(path)
     builder = LayerBuilder()
-    for number, cells in table.records:
-        builder.note(_sku(table, number, cells), _facts(table, cells, ()))
+    for _, _, sku, said in _told(table, ()):
+        builder.note(sku, said)
     layer = builder.layer()
     if layer is None:
         raise DataError(f"{path} says nothing about its SKUs", "add columns such as title, brand or gtin")
     return layer
+
+
+def _told(table: Table, used: tuple[int, ...]) -> Iterator[Told]:
+    """Yield number, cells, SKU and facts of each line; lines of one group have the title of its surest posting."""
+    lines = ((number, cells, _sku(table, number, cells), _facts(table, cells, used)) for number, cells in table.records)
+    if not _of_postings(table):
+        return lines
+    return chain.from_iterable(_titled(table, list(group)) for _, group in groupby(lines, key=itemgetter(2)))
+
+
+def _titled(table: Table, group: list[Told]) -> Iterator[Told]:
+    """Give the lines of a group one title: that of the highest confidence, of several the first."""
+    at = table.find(TITLE)
+    if at is None:
+        return iter(group)
+    named = [(_confidence(table, number, cells), said[table.columns[at]]) for number, cells, _, said in group]
+    title = max((one for one in named if one[1]), key=itemgetter(0), default=(0.0, ""))[1]
+    return ((number, cells, sku, {**said, table.columns[at]: title}) for number, cells, sku, said in group)
+
+
+def _confidence(table: Table, number: int, cells: list[str]) -> float:
+    at = table.find(CONFIDENCE)
+    try:
+        return 0.0 if at is None else float(cells[at])
+    except ValueError:
+        raise DataError(f"{table.where(number)} has no number as {CONFIDENCE}", "write one, such as 0.9") from None
+
+
+def _of_postings(table: Table) -> bool:
+    """Return whether the table is of duplicate postings: its SKUs are groups."""
+    return table.find(*NAMES) == table.find("group") is not None and table.find(POSTING) is not None
 
 
 def skus_in(path: Path) -> list[str]:
@@ -98,8 +149,9 @@ def _sku(table: Table, number: int, cells: list[str]) -> str:
 
 
 def _facts(table: Table, cells: list[str], used: tuple[int, ...]) -> Mapping[str, str]:
-    """Return a line's further cells by column; ``split`` is of data sets and no fact."""
-    others = (*used, table.column(*NAMES), table.find("split"))
+    """Return a line's further cells by column; ``split`` is of data sets, a posting's id and confidence are its own."""
+    own = (table.find(POSTING), table.find(CONFIDENCE)) if _of_postings(table) else ()
+    others = (*used, table.column(*NAMES), table.find("split"), *own)
     named = enumerate(table.columns)
     return {safe_text(name): safe_text(cells[at].strip()) for at, name in named if name and at not in others}
 

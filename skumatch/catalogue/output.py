@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -36,7 +37,21 @@ from skumatch.spec import Ids
 
 MATCHES, GROUPS, PAIRS, ERRORS, FACTS = "matches.csv", "groups.csv", "pairs.parquet", "errors.csv", "dedupe.json"
 AMOUNTS: Final = ("amounts_contradict", "amounts_agree")
+MATCH_COLUMNS: Final = ("posting_id", "matches")
+GROUP_COLUMNS: Final = ("group", "posting_id", "image", "title", "confidence")
 FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A posting in a group as ``groups.csv`` tells it: ``image`` an absolute path, or "" for none; ``confidence`` in
+    0..1 that it belongs there."""
+
+    group: str
+    posting: str
+    image: str
+    title: str
+    confidence: float
 
 
 def write_matches(path: Path, ids: Sequence[str], matches: Matches) -> None:
@@ -46,7 +61,7 @@ def write_matches(path: Path, ids: Sequence[str], matches: Matches) -> None:
         for place, posting in enumerate(ids):
             yield posting, " ".join(ids[other] for other in matches.of(place))
 
-    _write_csv(path, ("posting_id", "matches"), lines())
+    write_csv(path, MATCH_COLUMNS, lines())
 
 
 def read_matches(path: Path) -> dict[str, list[str]]:
@@ -79,8 +94,33 @@ def write_groups(path: Path, catalogue: Catalogue, groups: Ids, judged: Judged) 
             title = safe_cell(safe_text(catalogue.titles[place]))
             yield f"g{numbers[int(groups[place])]:06d}", catalogue.ids[place], name, title, f"{sure[place]:.6f}"
 
-    _write_csv(path, ("group", "posting_id", "image", "title", "confidence"), lines())
+    write_csv(path, GROUP_COLUMNS, lines())
     return len(numbers)
+
+
+def read_groups(path: Path) -> Iterator[Listed]:
+    """Yield the postings of ``groups.csv`` in their order, as they are needed.
+
+    Raises DataError for a file that is none, or, naming the line, without a group or posting or with a confidence that
+    is no number in 0..1. Whether a posting comes twice is the caller's to find out.
+    """
+    table = read_table(path)
+    group, posting, image, title, sure = (table.column(name) for name in GROUP_COLUMNS)
+    for number, cells in table.records:
+        value = _share(cells[sure])
+        if value is None or not cells[group] or not cells[posting]:
+            what = f"{table.where(number)} has no group, no posting or no confidence in 0..1"
+            raise DataError(what, "write it anew with `skumatch dedupe`")
+        picture = os.fspath((path.parent / cells[image]).absolute()) if cells[image] else ""
+        yield Listed(cells[group], cells[posting], picture, cells[title], value)
+
+
+def _share(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value <= 1 else None
 
 
 def confidence(groups: Ids, judged: Judged) -> NDArray[np.float64]:
@@ -94,7 +134,7 @@ def confidence(groups: Ids, judged: Judged) -> NDArray[np.float64]:
 def write_errors(path: Path, catalogue: Catalogue, failures: Sequence[Failure]) -> None:
     """Write which pictures could not be read, and why."""
     rows = ((catalogue.ids[one.place], safe_cell(safe_text(one.picture)), safe_text(one.why)) for one in failures)
-    _write_csv(path, ("posting_id", "image", "error"), rows)
+    write_csv(path, ("posting_id", "image", "error"), rows)
 
 
 def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
@@ -166,16 +206,20 @@ class PairTable:
             self._part.unlink(missing_ok=True)
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    with _renamed(path) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table as it comes. Raises ArtefactError when the disk refuses."""
+    with renamed(path) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(header)
         table.writerows(rows)
 
 
 @contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    """Give a name to write to, which becomes ``path`` when the block ends without an error."""
+def renamed(path: Path) -> Iterator[Path]:
+    """Give a name to write to, which becomes ``path`` when the block ends without an error.
+
+    Raises ArtefactError where the block or the renaming meets a disk that refuses.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with artefact.disk_errors(path):
