@@ -155,9 +155,10 @@ OURS = (
     "ours, no labels",
     "ours, union",
     "ours, noisy-or",
-    "ours, learned (logistic)",
-    "ours, learned (boosting)",
-    "ours, learned (boosting), blended",
+    "ours, logistic",
+    "ours, boosting",
+    "ours, logistic, blended",
+    "ours, boosting, blended",
 )
 
 

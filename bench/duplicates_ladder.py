@@ -8,7 +8,7 @@ The test groups are looked at once, at the threshold that validation chose.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from skumatch.encoder import Encoder
 from skumatch.eval.duplicates import best_f1, score
 from skumatch.finetune.autoencoder import AutoencoderHow, train_autoencoder
 from skumatch.finetune.duplicates import Lesson, learn
-from skumatch.finetune.pair_scorer import Fit
 from skumatch.finetune.references import small_pixels
 from skumatch.spec import Vectors
 from skumatch.towers.sentences import SentenceEncoder
@@ -220,14 +219,14 @@ def ours(data: Data, name: str, encoder: Encoder, text: SentenceEncoder | None) 
         return judged(unlabelled(evidence(data.test, looks).floors, Grouping()), looks, f1)
 
     plain, blended = dedupe.Looks(), dedupe.Looks(blend=1)
-    boosting, logistic = Lesson(), Lesson(fit=Fit(kind="logistic"))
     return {
         "ours, no labels": without_labels,
-        "ours, union": lambda: learned(replace(boosting, kind="union"), plain),
-        "ours, noisy-or": lambda: learned(replace(boosting, kind="noisy-or"), plain),
-        "ours, learned (logistic)": lambda: learned(logistic, plain),
-        "ours, learned (boosting)": lambda: learned(boosting, plain),
-        "ours, learned (boosting), blended": lambda: learned(boosting, blended),
+        "ours, union": lambda: learned(Lesson("union"), plain),
+        "ours, noisy-or": lambda: learned(Lesson("noisy-or"), plain),
+        "ours, logistic": lambda: learned(Lesson("logistic"), plain),
+        "ours, boosting": lambda: learned(Lesson("boosting"), plain),
+        "ours, logistic, blended": lambda: learned(Lesson("logistic"), blended),
+        "ours, boosting, blended": lambda: learned(Lesson("boosting"), blended),
     }
 
 

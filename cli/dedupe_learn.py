@@ -37,7 +37,7 @@ def dedupe_learn(
     model: ModelOption = None,
     text: TextOption = None,
     vectors: VectorsOption = None,
-    kind: Annotated[str, typer.Option(help="learned, union, noisy-or, or best of them.")] = "learned",
+    kind: Annotated[str, typer.Option(help="logistic, boosting, union, noisy-or, or the best of them.")] = "best",
     precision: Annotated[
         float | None, typer.Option(min=0, max=1, help="Of the matches, to keep to.", show_default="the best F1")
     ] = None,

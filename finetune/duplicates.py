@@ -22,7 +22,7 @@ from skumatch.eval.duplicates import Choice, Matching, best_f1, by_pairs, least_
 from skumatch.finetune.pair_scorer import Fit, fit
 from skumatch.spec import Ids
 
-KINDS: Final = ("learned", "union", "noisy-or")
+KINDS: Final = ("logistic", "boosting", "union", "noisy-or")
 FOLDS: Final = 5
 FEWEST: Final = 10  # labelled groups
 Values = NDArray[np.float32]
@@ -31,11 +31,11 @@ Columns = tuple[Sequence[str], Mapping[str, float]]  # of the features; and of t
 
 @dataclass(frozen=True)
 class Lesson:
-    """How to learn: by which ``kind`` of judge ("learned", "union", "noisy-or"; "best": the one with the highest F1 on
-    groups it has not seen), how the scorer is fitted, how to group, and the mean precision to keep to (None: the
-    highest F1)."""
+    """How to learn: by which ``kind`` of judge ("logistic" or "boosting", fitted as ``fit`` says; "union", "noisy-or";
+    "best": the one with the highest F1 on groups it has not seen), how to group, and the mean precision to keep to
+    (None: the highest F1)."""
 
-    kind: str = "learned"
+    kind: str = "best"
     fit: Fit = field(default_factory=Fit)
     grouping: Grouping = field(default_factory=Grouping)
     precision: float | None = None
@@ -158,8 +158,9 @@ def _part(pool: Pool, chosen: NDArray[np.bool_]) -> Pool:
 def _fitted(kind: str, pool: Pool, columns: Columns, lesson: Lesson) -> Judge:
     """Return the judge of a kind, fitted on ``pool``."""
     names = columns[0]
-    if kind == "learned":
-        return Learned(fit(pool.values, pool.same, pool.groups[pool.left], names, lesson.fit))
+    if kind in ("logistic", "boosting"):
+        how = replace(lesson.fit, kind=kind)  # type: ignore[arg-type]
+        return Learned(fit(pool.values, pool.same, pool.groups[pool.left], names, how))
     if kind == "union":
         return _union(pool, columns)
     return _noisy_or(pool, columns)
