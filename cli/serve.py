@@ -49,6 +49,9 @@ def serve(
     workers: Annotated[int | None, typer.Option(min=0, help="Decode threads.", show_default="one per core")] = None,
     urls: Annotated[bool | None, typer.Option("--urls", help="Pictures may be named by public URL.")] = None,
     reviews: Annotated[bool | None, typer.Option("--reviews", help="Keep doubtful crops for review.")] = None,
+    catalogue: Annotated[
+        Path | None, typer.Option(help="Results of `skumatch dedupe` whose groups are reviewed.", show_default="none")
+    ] = None,
     watch: Annotated[
         float | None, typer.Option(min=0, help="Seconds between looks for a newer gallery or model; 0: when told.")
     ] = None,
@@ -70,6 +73,7 @@ def serve(
         raise ConfigError(f"{error.name} is not installed", "pip install 'skumatch[serve]'") from error
     workspace = workspace_or_none()
     given = {"host": host, "port": port, "workers": workers, "urls": urls, "reviews": reviews, "watch": watch}
+    given["catalogue"] = str(catalogue.absolute()) if catalogue is not None else None
     settings = settings_of(workspace, {**given, "tls_cert": tls_cert, "tls_key": tls_key})
     service = service_of(workspace, settings, state, (model, gallery), (device, runtime, precision))
     check_exposure(settings, service.keys)
@@ -89,6 +93,8 @@ def settings_of(workspace: Workspace | None, given: dict[str, Any]) -> Settings:
     from skumatch.serve.settings import Settings
 
     base = workspace.service if workspace is not None else Settings()
+    if workspace is not None and base.catalogue:
+        base = replace(base, catalogue=str(workspace.folder / base.catalogue))
     return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 

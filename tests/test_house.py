@@ -33,7 +33,8 @@ HOMES = {  # the modules that may import a vendor's library: its runtime, and wh
     "open_clip": {"skumatch/towers/open_clip.py"},
     "transformers": {"skumatch/towers/hf.py", "skumatch/towers/sentences.py"},
     "sklearn": {"skumatch/catalogue/tfidf.py", "finetune/pair_scorer.py"},
-    "sqlalchemy": {f"skumatch/serve/{name}.py" for name in ("review_tables", "reviews", "tallies")},
+    "sqlalchemy": {f"skumatch/serve/{name}.py" for name in ("review_tables", "reviews", "tallies")}
+    | {f"skumatch/serve/catalogue_{name}.py" for name in ("tables", "changes", "store")},
 }
 ONE_HOME = ("tensorrt", "milvus_lite", "ray", "sparse_dot_topn", "fsspec", "prometheus_client", "uvloop")
 # of the service alone, which nothing else imports at its top

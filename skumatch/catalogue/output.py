@@ -105,13 +105,14 @@ def read_groups(path: Path) -> Iterator[Listed]:
     is no number in 0..1. Whether a posting comes twice is the caller's to find out.
     """
     table = read_table(path)
+    folder = os.fspath(path.parent.absolute())
     group, posting, image, title, sure = (table.column(name) for name in GROUP_COLUMNS)
     for number, cells in table.records:
         value = _share(cells[sure])
         if value is None or not cells[group] or not cells[posting]:
             what = f"{table.where(number)} has no group, no posting or no confidence in 0..1"
             raise DataError(what, "write it anew with `skumatch dedupe`")
-        picture = os.fspath((path.parent / cells[image]).absolute()) if cells[image] else ""
+        picture = cells[image] if cells[image][:1] in ("", "/") else f"{folder}/{cells[image]}"  # a Path takes 10 us
         yield Listed(cells[group], cells[posting], picture, cells[title], value)
 
 

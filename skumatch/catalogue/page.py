@@ -105,11 +105,16 @@ def _thumbnail(image: str) -> bytes | None:
 
 def _reasons(path: Path, groups: Mapping[str, Sequence[Listed]]) -> dict[str, list[Reason]]:
     """Return the pairs of each group that are shown, the strongest first."""
+    import pyarrow as pa
+
     reasons: dict[str, list[Reason]] = {name: [] for name in groups}
     names = list(groups)
     codes = [code for code, members in enumerate(groups.values()) for _ in members]
     postings = [one.posting for members in groups.values() for one in members]
-    kept, of = _telling(_inside(path, postings, np.array(codes, np.int32)))
+    try:
+        kept, of = _telling(_inside(path, postings, np.array(codes, np.int32)))
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ArtefactError(f"{shown(path)} cannot be read", "write it anew with `skumatch dedupe`") from error
     for code, row in zip(of.tolist(), kept.to_pylist() if kept is not None else [], strict=True):
         reasons[names[code]].append(_reason(row))
     return reasons
@@ -122,15 +127,12 @@ def _inside(path: Path, postings: Sequence[str], codes: NDArray[np.int32]) -> It
     import pyarrow.parquet as pq
 
     known = pa.array(postings, pa.string())
-    try:
-        with path.open("rb") as stream, pq.ParquetFile(stream) as file:  # Arrow takes no name but in UTF-8
-            for batch in file.iter_batches(BATCH):
-                places = [pc.index_in(batch.column(end), value_set=known).fill_null(-1).to_numpy() for end in ENDS]
-                of = [np.append(codes, -1)[place] for place in places]
-                within = (of[0] == of[1]) & (of[0] >= 0)
-                yield pa.Table.from_batches([batch]).filter(pa.array(within)), of[0][within]
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ArtefactError(f"{shown(path)} cannot be read", "write it anew with `skumatch dedupe`") from error
+    with path.open("rb") as stream, pq.ParquetFile(stream) as file:  # Arrow takes no name but in UTF-8
+        for batch in file.iter_batches(BATCH):
+            places = [pc.index_in(batch.column(end), value_set=known).fill_null(-1).to_numpy() for end in ENDS]
+            of = [np.append(codes, -1)[place] for place in places]
+            within = (of[0] == of[1]) & (of[0] >= 0)
+            yield pa.Table.from_batches([batch]).filter(pa.array(within)), of[0][within]
 
 
 def _telling(batches: Iterator[tuple[Table, NDArray[np.int32]]]) -> tuple[Table | None, NDArray[np.int32]]:

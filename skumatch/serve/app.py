@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 import skumatch
 from skumatch.serve import (
     access,
+    catalogue_routes,
     gallery_routes,
     match_routes,
     metrics,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 ABOUT = "Recognises which SKU a crop of a shop shelf shows. Errors are JSON: what is wrong, and what to do about it."
 UNREADY: dict[int | str, dict[str, Any]] = {503: {"model": Failure, "description": "Not ready, or going away."}}
-ROUTERS = (page_routes, match_routes, sku_routes, view_routes, gallery_routes, review_routes)
+ROUTERS = (page_routes, match_routes, sku_routes, view_routes, gallery_routes, review_routes, catalogue_routes)
 
 
 def make_app(service: Service) -> Guard:

@@ -22,8 +22,8 @@ FORMAT = 2
 PATIENCE = 10.0  # seconds that another process may hold the file
 WRITES = {"skumatch_writes": True}
 
+_format = sa.Table("format", sa.MetaData(), sa.Column("version", sa.Integer, primary_key=True))
 _meta = sa.MetaData()
-_format = sa.Table("format", _meta, sa.Column("version", sa.Integer, primary_key=True))
 crops = sa.Table(
     "crops",
     _meta,
@@ -75,11 +75,13 @@ judged = sa.Table(
 class Database:
     """The file ``path`` (mode 0600); any number of threads and processes may use it.
 
-    Raises ArtefactError for a file that is damaged, full or of another format, LockedError.
+    ``tables``: those that it has, the review loop's unless others are given; ``version``: of their format. Raises
+    ArtefactError for a file that is damaged, full or of another format, LockedError.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tables: sa.MetaData = _meta, version: int = FORMAT) -> None:
         self.path = path
+        self._tables, self._version = tables, version
         with artefact.disk_errors(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
@@ -94,10 +96,10 @@ class Database:
     def _make(self, connection: sa.Connection) -> None:
         _format.create(connection, checkfirst=True)
         found = connection.execute(sa.select(_format.c.version)).scalar_one_or_none()
-        if found not in (None, FORMAT):
+        if found not in (None, self._version):
             raise ArtefactError(f"{self.path} was written by another version", "use that, or move the file away")
-        _meta.create_all(connection)
-        connection.execute(sa.insert(_format).prefix_with("OR IGNORE").values(version=FORMAT))
+        self._tables.create_all(connection)
+        connection.execute(sa.insert(_format).prefix_with("OR IGNORE").values(version=self._version))
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:

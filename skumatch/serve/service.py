@@ -15,6 +15,8 @@ from skumatch.embed import Pipeline
 from skumatch.encoder import Encoder
 from skumatch.errors import SkumatchError
 from skumatch.serve.audit import Audit
+from skumatch.serve.catalogue_store import FILE as GROUPS
+from skumatch.serve.catalogue_store import GroupReviews
 from skumatch.serve.engine import Engine
 from skumatch.serve.keys import Keys, Principal
 from skumatch.serve.learning import Learning
@@ -83,6 +85,7 @@ class Service:
         self.audit = Audit(folder / "audit.jsonl")
         self.uploads = Uploads(folder / "uploads")
         self.reviewing = Reviewing.at(folder / FILE, settings, self.uploads) if settings.reviews else None
+        self.grouping = GroupReviews(folder / GROUPS, Path(settings.catalogue)) if settings.catalogue else None
         self.fetcher = fetcher(settings)
         self.engine = Engine(settings, self.metrics)
         self.draining = False
@@ -232,6 +235,8 @@ class Service:
                 self.fetcher.close()
             if self.reviewing is not None:
                 self.reviewing.close()
+            if self.grouping is not None:
+                self.grouping.close()
 
 
 def fetcher(settings: Settings) -> Fetcher | None:

@@ -27,7 +27,8 @@ class Settings:
     decoded. ``workers``: decode threads (0: one per core). ``rate``: requests per second and key, 0: no limit.
     ``urls``: pictures may be named by URL. ``reviews``: doubtful crops are kept, at most ``review_limit`` and
     ``review_megabytes``, for ``review_days``, and of the accepted ones the share ``review_sample``; who looks at one
-    has it alone for ``review_claim`` seconds. ``watch``: seconds between looks at whether the gallery changed, 0: only
+    has it alone for ``review_claim`` seconds. ``catalogue``: folder of ``skumatch dedupe``, in the workspace, whose
+    groups are reviewed. ``watch``: seconds between looks at whether the gallery changed, 0: only
     when told. ``drain``: seconds after SIGTERM in which new requests are still answered; ``grace``: until those begun
     must be done.
     """
@@ -59,6 +60,7 @@ class Settings:
     review_days: float = 30.0
     review_sample: float = 0.0
     review_claim: float = 300.0
+    catalogue: str = ""
     watch: float = 0.0
     drain: float = 1.0
     grace: float = 30.0

@@ -13,12 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from skumatch import enrol
+from skumatch.catalogue.judged import Judged
+from skumatch.catalogue.output import write_groups
+from skumatch.catalogue.postings import read_catalogue
 from skumatch.embed import Pipeline
 from skumatch.enrol import Enrolled, build_gallery, extend_gallery, replace_in_gallery
 from skumatch.errors import ConfigError, DataError, GalleryError
 from skumatch.gallery import Gallery, open_gallery
 from skumatch.gallery_changes import Change, add_views, apply, create_from
-from skumatch.gallery_import import has_pictures, skus_in, table_layer, table_supply
+from skumatch.gallery_import import has_pictures, skus_in, table_layer, table_supply, without_picture
 from skumatch.gallery_versions import prune
 from skumatch.spec import Pixels, Vectors
 from tests.skumatch.gallery_oracle import HashEncoder, embedded, picture, views_of
@@ -146,6 +149,7 @@ def test_a_table_without_pictures_tells_facts(folder: Path, gallery: Gallery) ->
     ("text", "said"),
     [
         ("path,sku\na.png,x\n,y\n", r"t\.csv, line 3, has no usable path"),
+        ("path,group\na.png,x\n,y\n", r"t\.csv, line 3, has no usable path"),
         ("path,sku\na.png,x\nb.png, \n", r"t\.csv, line 3, has an empty sku"),
         ("path,sku\na.png,x\nb.png,y,z\n", r"t\.csv, line 3, has 3 cells where the header has 2"),
         ("path,sku,sku\n", "names the column 'sku' twice"),
@@ -227,3 +231,82 @@ def test_lists_of_skus(folder: Path) -> None:
     for name in ("bytes.txt", "none.txt", "shelf"):
         with pytest.raises(DataError, match=f"{name}.*one SKU per line"):
             skus_in(folder / name)
+
+
+def postings(*rows: tuple[str, str, str, str, float]) -> list[Row]:
+    """Return lines as ``groups.csv`` has them."""
+    return [dict(zip(("group", "posting_id", "image", "title", "confidence"), row, strict=True)) for row in rows]
+
+
+GROUPS = postings(
+    ("g1", "a", "shelf/0.png", "Oat drink", 0.7),
+    ("g1", "b", "shelf/1.png", "OAT DRINK 1l", 0.9),
+    ("g1", "c", "shelf/2.png", "Oat 1 l", 0.9),
+    ("g2", "d", "", "Honey", 0.95),
+    ("g2", "e", "shelf/3.png", "honey 500g", 0.8),
+    ("g2", "f", "shelf/4.png", "", 1.0),
+    ("g3", "g", "", "Tea", 0.8),
+    ("g3", "h", " ", "Tea bags", 0.8),
+    ("g4", "i", "shelf/5.png", "", 0.6),
+)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_groups_of_duplicates_become_views_of_one_sku(folder: Path, gallery: Gallery, suffix: str) -> None:
+    table = written(folder / f"groups{suffix}", GROUPS)
+    assert has_pictures(table) and without_picture(table) == 3
+    done = extend_gallery(gallery, table_supply(table), HashEncoder(), PIPELINE)
+    assert done.gallery.counts() == {"sku-0": 2, "other": 1, "g1": 3, "g2": 2, "g4": 1} and not done.unreadable
+    assert sources(done.gallery, "g2") == ["3.png", "4.png"]
+    assert done.gallery.facts.of("g1") == {"title": "OAT DRINK 1l"}  # the surest, of two the first
+    assert done.gallery.facts.of("g2") == {"title": "Honey"}  # also of a posting without a picture, but no empty one
+    assert done.gallery.facts.of("g3") == done.gallery.facts.of("g4") == {}
+    assert not {"posting_id", "confidence", "group"} & set(done.gallery.facts.table.columns)
+    again = extend_gallery(done.gallery, table_supply(table), HashEncoder(), PIPELINE)
+    assert (again.known, len(again.gallery)) == (6, 9)
+    assert skus_in(table) == ["g1", "g2", "g3", "g4"]
+
+
+def test_what_a_search_for_duplicates_wrote_is_taken_in(folder: Path) -> None:
+    text = "posting_id,image,title\na,shelf/0.png,Oat drink\nb,shelf/1.png,=2 for 1\nc,,Honey\nd,shelf/2.png,Tea\n"
+    (folder / "c.csv").write_text(text)
+    catalogue = read_catalogue(folder / "c.csv")
+    pair = Judged(np.array([0, 0], np.int32), np.array([1, 2], np.int32), np.array([0.9, 0.8], np.float32))
+    table = folder / "out" / "groups.csv"
+    write_groups(table, catalogue, np.array([0, 0, 0, 1]), pair)
+    done = build_gallery(folder / "new", table_supply(table), HashEncoder(), PIPELINE)
+    assert done.gallery.counts() == {"g000001": 2} and sources(done.gallery, "g000001") == ["0.png", "1.png"]
+    assert done.gallery.facts.of("g000001") == {"title": "=2 for 1"}  # 0.9; the first posting has the mean of both
+
+
+def test_a_column_group_beside_sku_is_a_fact(folder: Path, gallery: Gallery) -> None:
+    rows: list[Row] = [{"path": "shelf/0.png", "sku": "a", "group": "tea", "posting_id": "7", "confidence": "high"}]
+    table = written(folder / "t.csv", rows)
+    done = extend_gallery(gallery, table_supply(table), HashEncoder(), PIPELINE)
+    assert without_picture(table) == 0
+    assert done.gallery.facts.of("a") == {"group": "tea", "posting_id": "7", "confidence": "high"}
+
+
+def test_groups_without_pictures_tell_titles(folder: Path) -> None:
+    table = written(folder / "t.csv", [{name: row[name] for name in row if name != "image"} for row in GROUPS])
+    assert not has_pictures(table)
+    assert table_layer(table).select(["sku", "title"]).to_pylist() == [
+        {"sku": "g1", "title": "OAT DRINK 1l"},
+        {"sku": "g2", "title": "Honey"},
+        {"sku": "g3", "title": "Tea"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (" ,b,shelf/1.png,x,0.5", "line 3, has an empty sku"),
+        ("g1,b,shelf/1.png,x,sure", "line 3, has no number as confidence"),
+        ("g1,b,shelf/1.png,x", "line 3, has 4 cells where the header has 5"),
+    ],
+)
+def test_a_bad_line_of_groups_is_named(folder: Path, gallery: Gallery, line: str, said: str) -> None:
+    (folder / "t.csv").write_text(f"group,posting_id,image,title,confidence\ng1,a,shelf/0.png,x,0.5\n{line}\n")
+    with pytest.raises(DataError, match=rf"t\.csv, {said}"):
+        extend_gallery(gallery, table_supply(folder / "t.csv"), HashEncoder(), PIPELINE)
+    assert open_gallery(gallery.store, full=True).version == "v000001"

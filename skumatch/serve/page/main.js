@@ -4,10 +4,11 @@ import { call } from "./api.js";
 import { failed, h } from "./dom.js";
 import figures from "./figures.js";
 import gallery from "./gallery.js";
+import groups from "./groups.js";
 import match from "./match.js";
 import review from "./review.js";
 
-const VIEWS = { match, review, gallery, figures };
+const VIEWS = { match, review, groups, gallery, figures };
 let leave = () => {};
 let turn = 0;
 
@@ -34,7 +35,7 @@ async function show() {
   status();
 }
 
-// Say what answers, and how many crops wait.
+// Say what answers, and how many crops and groups wait.
 export async function status() {
   try {
     const now = await call("/v1/gallery");
@@ -42,16 +43,27 @@ export async function status() {
     const place = document.getElementById("version");
     place.textContent = said;
     place.title = `${now.views.toLocaleString()} views, ${now.model}`;
-    waiting((await call("/v1/review?limit=1")).waiting);
+  } catch (error) {
+    failed(error);
+  }
+  await count("waiting", "/v1/review?limit=1");
+  await count("waiting-groups", "/v1/catalogue/stats");
+}
+
+// Say how many wait, where there is anything to wait for.
+async function count(name, path) {
+  try {
+    waiting(name, (await call(path)).waiting);
   } catch (error) {
     if (error.status !== 404) failed(error);
   }
 }
 
-export function waiting(count) {
-  const place = document.getElementById("waiting");
+function waiting(name, count) {
+  const place = document.getElementById(name);
   place.textContent = count.toLocaleString();
   place.hidden = count === 0;
+  place.closest("a").hidden = false;
 }
 
 addEventListener("hashchange", () => {
@@ -59,7 +71,8 @@ addEventListener("hashchange", () => {
   document.getElementById("main").focus();
 });
 document.addEventListener("skumatch:changed", status);
-document.addEventListener("skumatch:waiting", (event) => waiting(event.detail));
+document.addEventListener("skumatch:waiting", (event) => waiting("waiting", event.detail));
+document.addEventListener("skumatch:groups", (event) => waiting("waiting-groups", event.detail));
 // A picture that is dropped beside the drop zone does not replace the page.
 for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
 show();
