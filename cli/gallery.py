@@ -140,16 +140,20 @@ def import_(
 ) -> None:
     """Add the pictures that a table names (columns path and sku), with its other columns as facts about the SKUs.
 
-    A table without a column path changes facts alone. An interrupted import goes on when it is run again.
+    The groups.csv of `skumatch dedupe` makes the postings of a group views of one SKU. A table without a column path
+    changes facts alone. An interrupted import goes on when it is run again.
     """
     from skumatch.errors import GalleryError
-    from skumatch.gallery_import import has_pictures, table_layer, table_supply
+    from skumatch.gallery_import import has_pictures, table_layer, table_supply, without_picture
 
     home = home_of(gallery)
     if source.is_dir():
         _take_in(home, source)
         return
     if has_pictures(source):
+        skipped = without_picture(source)
+        if skipped:
+            note(f"left out: {counted(skipped, 'posting')} without a picture")
         _enrol(home, table_supply(source), (model, device, runtime), replace)
         return
     if not home.exists():

@@ -91,7 +91,7 @@ def write_groups(path: Path, catalogue: Catalogue, groups: Ids, judged: Judged) 
         for place in several.tolist():
             picture = catalogue.picture(place)
             name = "" if picture is None else os.fspath(picture.absolute())
-            title = safe_cell(safe_text(catalogue.titles[place]))
+            title = safe_text(catalogue.titles[place])
             yield f"g{numbers[int(groups[place])]:06d}", catalogue.ids[place], name, title, f"{sure[place]:.6f}"
 
     write_csv(path, GROUP_COLUMNS, lines())
@@ -134,7 +134,7 @@ def confidence(groups: Ids, judged: Judged) -> NDArray[np.float64]:
 
 def write_errors(path: Path, catalogue: Catalogue, failures: Sequence[Failure]) -> None:
     """Write which pictures could not be read, and why."""
-    rows = ((catalogue.ids[one.place], safe_cell(safe_text(one.picture)), safe_text(one.why)) for one in failures)
+    rows = ((catalogue.ids[one.place], safe_text(one.picture), safe_text(one.why)) for one in failures)
     write_csv(path, ("posting_id", "image", "error"), rows)
 
 
@@ -208,11 +208,11 @@ class PairTable:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a table as it comes. Raises ArtefactError when the disk refuses."""
+    """Write a table as it comes, no cell of which a spreadsheet runs. Raises ArtefactError when the disk refuses."""
     with renamed(path) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(header)
-        table.writerows(rows)
+        table.writerows([safe_cell(cell) for cell in row] for row in rows)
 
 
 @contextmanager

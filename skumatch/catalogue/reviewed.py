@@ -19,7 +19,6 @@ from skumatch.catalogue import output
 from skumatch.catalogue.decisions import Outcome, read_decisions, replay
 from skumatch.catalogue.judged import MOST
 from skumatch.catalogue.output import Listed
-from skumatch.csv_cells import safe_cell
 from skumatch.errors import ConfigError, DataError
 from skumatch.readers_common import safe_text, shown
 from skumatch.readers_tables import read_table
@@ -71,7 +70,7 @@ def _rows(
         for posting in members:
             one = listed[posting]
             sure = 1.0 if name in outcome.decided else one.confidence
-            yield name, posting, one.image, safe_cell(safe_text(one.title)), f"{sure:.6f}"
+            yield name, posting, one.image, safe_text(one.title), f"{sure:.6f}"
 
 
 def _matches(out: Path, groups: Mapping[str, Sequence[str]], listed: Mapping[str, Listed]) -> Iterator[Sequence[str]]:

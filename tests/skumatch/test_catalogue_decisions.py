@@ -170,7 +170,7 @@ def test_a_line_that_is_no_decision_is_named(tmp_path: Path, line: str, why: str
 
 
 def write_out(folder: Path, groups: Mapping[str, Sequence[str]], alone: Sequence[str] = ()) -> Path:
-    """Write what a search for duplicates leaves: all matches but those of each group's ends, and postings alone."""
+    """Write what a search for duplicates leaves: matches in reverse order, and postings alone."""
     folder.mkdir(exist_ok=True)
     rows = [(name, one, "pics/1.jpg", "=1+1", "0.500000") for name, members in groups.items() for one in members]
     output.write_csv(folder / output.GROUPS, output.GROUP_COLUMNS, [(*row[:3], "'" + row[3], row[4]) for row in rows])

@@ -12,6 +12,7 @@ import pytest
 from skumatch.catalogue import output
 from skumatch.catalogue.dedupe import Evidence, Looks, evidence, judge, outcome, signals_of
 from skumatch.catalogue.groups import Grouping
+from skumatch.catalogue.judged import Judged, matches_of
 from skumatch.catalogue.pictures import Pictures, look, with_vectors
 from skumatch.catalogue.postings import Catalogue, read_catalogue
 from skumatch.catalogue.rules import Rule, unlabelled
@@ -226,6 +227,19 @@ def test_what_is_written_reads_back(catalogue: Catalogue, encoder: Encoder, tmp_
     sizes = np.bincount(answer.groups)
     assert len(lines) == 1 + sizes[sizes > 1].sum() and count == (sizes > 1).sum()
     assert lines[0] == "group,posting_id,image,title,confidence"
+
+
+def test_no_cell_runs_in_a_spreadsheet_and_ids_read_back(tmp_path: Path) -> None:
+    ids = ["=1+1", "@x", "plain"]
+    matches = matches_of(3, Judged(np.array([0], np.int32), np.array([2], np.int32), np.array([0.9], np.float32)))
+    output.write_matches(tmp_path / output.MATCHES, ids, matches)
+    lines = (tmp_path / output.MATCHES).read_text().splitlines()
+    assert lines[1:3] == ["'=1+1,'=1+1 plain", "'@x,'@x"]
+    assert output.read_matches(tmp_path / output.MATCHES) == {
+        "=1+1": ["=1+1", "plain"],
+        "@x": ["@x"],
+        "plain": ["plain", "=1+1"],
+    }
 
 
 def test_the_same_twice(catalogue: Catalogue, encoder: Encoder, tmp_path: Path) -> None:
