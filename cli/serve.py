@@ -75,6 +75,8 @@ def serve(
     given = {"host": host, "port": port, "workers": workers, "urls": urls, "reviews": reviews, "watch": watch}
     given["catalogue"] = str(catalogue.absolute()) if catalogue is not None else None
     settings = settings_of(workspace, {**given, "tls_cert": tls_cert, "tls_key": tls_key})
+    if settings.catalogue:
+        note(f"groups of {settings.catalogue}, which are read when they are new")
     service = service_of(workspace, settings, state, (model, gallery), (device, runtime, precision))
     check_exposure(settings, service.keys)
     service.load()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -151,4 +150,5 @@ def _row(path: Path, one: Listed) -> dict[str, Any]:
 
 def _pair(reason: Reason) -> dict[str, Any]:
     ends = {"left": reason.left, "right": reason.right, "probability": reason.probability}
-    return {**ends, "facts": json.dumps(asdict(reason))}
+    facts = {**ends, "scores": dict(reason.scores), "contradict": reason.contradict, "agree": reason.agree}
+    return {**ends, "facts": json.dumps(facts)}

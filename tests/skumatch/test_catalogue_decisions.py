@@ -173,7 +173,7 @@ def write_out(folder: Path, groups: Mapping[str, Sequence[str]], alone: Sequence
     """Write what a search for duplicates leaves: matches in reverse order, and postings alone."""
     folder.mkdir(exist_ok=True)
     rows = [(name, one, "pics/1.jpg", "=1+1", "0.500000") for name, members in groups.items() for one in members]
-    output.write_csv(folder / output.GROUPS, output.GROUP_COLUMNS, [(*row[:3], "'" + row[3], row[4]) for row in rows])
+    output.write_csv(folder / output.GROUPS, output.GROUP_COLUMNS, rows)
     matches = [(one, " ".join(groups[name][::-1])) for name, one, *_ in rows]
     output.write_csv(folder / output.MATCHES, output.MATCH_COLUMNS, [*matches, *((one, one) for one in alone)])
     output.write_facts(folder / output.FACTS, {"catalogue": "c.csv", "groups": len(groups)})
