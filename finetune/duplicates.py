@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ from skumatch.eval.duplicates import Choice, Matching, best_f1, by_pairs, least_
 from skumatch.finetune.pair_scorer import Fit, fit
 from skumatch.spec import Ids
 
-KINDS: Final = ("logistic", "boosting", "union", "noisy-or")
+Kind = Literal["logistic", "boosting", "union", "noisy-or"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 FOLDS: Final = 5
 FEWEST: Final = 10  # labelled groups
 Values = NDArray[np.float32]
@@ -65,12 +66,12 @@ def learn(found: Evidence, groups: Ids, lesson: Lesson) -> Rule:
     calibration the scorer reached. Raises DataError for fewer than ten groups of two, or no pair of one group among the
     candidates, or a precision that no threshold reaches.
     """
-    if lesson.kind not in (*KINDS, "best"):
+    kinds = [kind for kind in KINDS if lesson.kind in (kind, "best")]
+    if not kinds:
         raise DataError(f"there is no kind of rule '{lesson.kind}'", f"choose {', '.join(KINDS)} or best")
     _check(groups)
     pool = _pool(found, groups)
     columns = found.features.names, found.floors
-    kinds = KINDS if lesson.kind == "best" else (lesson.kind,)
     tried = {}
     for kind in kinds:
         out = pool.judged(_out_of_fold(kind, pool, columns, lesson))
@@ -130,7 +131,7 @@ def _said(choice: Choice) -> dict[str, float]:
     }
 
 
-def _out_of_fold(kind: str, pool: Pool, columns: Columns, lesson: Lesson) -> NDArray[np.float32]:
+def _out_of_fold(kind: Kind, pool: Pool, columns: Columns, lesson: Lesson) -> NDArray[np.float32]:
     """Return the probability of every pair by a judge that saw neither of its postings' groups in this fold."""
     probability = np.zeros(len(pool.left), np.float32)
     for mine, others in _folds(pool, lesson):
@@ -155,15 +156,15 @@ def _part(pool: Pool, chosen: NDArray[np.bool_]) -> Pool:
     )
 
 
-def _fitted(kind: str, pool: Pool, columns: Columns, lesson: Lesson) -> Judge:
+def _fitted(kind: Kind, pool: Pool, columns: Columns, lesson: Lesson) -> Judge:
     """Return the judge of a kind, fitted on ``pool``."""
     names = columns[0]
-    if kind in ("logistic", "boosting"):
-        how = replace(lesson.fit, kind=kind)  # type: ignore[arg-type]
-        return Learned(fit(pool.values, pool.same, pool.groups[pool.left], names, how))
     if kind == "union":
         return _union(pool, columns)
-    return _noisy_or(pool, columns)
+    if kind == "noisy-or":
+        return _noisy_or(pool, columns)
+    how = replace(lesson.fit, kind=kind)
+    return Learned(fit(pool.values, pool.same, pool.groups[pool.left], names, how))
 
 
 def _union(pool: Pool, columns: Columns) -> Judge:

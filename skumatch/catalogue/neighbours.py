@@ -36,22 +36,25 @@ class Neighbours:
         rows, columns = np.nonzero(self.places >= 0)
         return rows.astype(np.int64), self.places[rows, columns].astype(np.int64)
 
+    def fill(self, of: Ids, others: Ids, scores: Scores) -> None:
+        """Write the best of the ``others`` int64 (P,) of each posting in ``of``, which has none so far. Ties: the
+        smaller place first."""
+        order = np.lexsort((others, -scores, of))
+        of = of[order]
+        rank = np.arange(len(of)) - np.searchsorted(of, of)
+        kept = rank < self.places.shape[1]
+        self.places[of[kept], rank[kept]] = others[order][kept]
+        self.scores[of[kept], rank[kept]] = scores[order][kept]
+
 
 def top_pairs(count: int, left: Ids, right: Ids, scores: Scores, k: int) -> Neighbours:
     """Return the ``k`` best neighbours of each of ``count`` postings out of undirected pairs, each given once.
 
     ``left``, ``right`` int64 (P,) places, ``scores`` float32 (P,). Ties: the smaller place first.
     """
-    one, other = np.concatenate([left, right]), np.concatenate([right, left])
-    both = np.concatenate([scores, scores])
-    order = np.lexsort((other, -both, one))
-    one = one[order]
-    rank = np.arange(len(one)) - np.searchsorted(one, one)
-    kept = rank < k
-    places, found = empty(count, k)
-    places[one[kept], rank[kept]] = other[order][kept]
-    found[one[kept], rank[kept]] = both[order][kept]
-    return Neighbours(places, found)
+    found = Neighbours(*empty(count, k))
+    found.fill(np.concatenate([left, right]), np.concatenate([right, left]), np.concatenate([scores, scores]))
+    return found
 
 
 def empty(count: int, k: int) -> tuple[Places, Scores]:

@@ -27,6 +27,7 @@ from skumatch.errors import ConfigError, ModelError, SkumatchError
 FORMAT: Final = 1
 CONTRADICT: Final = "amounts_contradict"
 UNLABELLED: Final = ("image", "text", "chars"), 0.6  # docs/catalogue.md tells how they were chosen
+TODO: Final = "give a file that `skumatch dedupe-learn` wrote"
 Values = NDArray[np.float32]  # (P, F)
 
 
@@ -184,9 +185,9 @@ def read_rule(path: Path) -> Rule:
                 facts=dict(found["facts"]),
             )
     except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror})", "give a rule that --learn wrote") from error
+        raise ConfigError(f"cannot read {path} ({error.strerror})", TODO) from error
     except (ValueError, KeyError, TypeError, AttributeError, SkumatchError) as error:
-        raise ConfigError(f"{path} is no rule ({error!s:.100})", "give a file that --learn wrote") from error
+        raise ConfigError(f"{path} is no rule ({error!s:.100})", TODO) from error
     raise ConfigError(f"{path} was written by another version", "learn the rule anew")
 
 

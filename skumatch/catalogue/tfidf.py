@@ -162,7 +162,7 @@ def nearest_texts(
     place first, but for those at the end of the candidates. ``progress`` is told of titles that have a term.
     """
     matrix = tfidf.matrix
-    places, scores = empty(len(tfidf), k)
+    found = Neighbours(*empty(len(tfidf), k))
     asking, whole = _rarest(tfidf, budget)
     asked = _inverted(matrix, asking)
     for start in range(0, len(tfidf), QUERIES):
@@ -171,9 +171,9 @@ def nearest_texts(
         cut = ~whole[row]
         score[cut] = similar(tfidf, row[cut], other[cut])
         good = (score >= floor) & (score > 0)
-        _place(places, scores, row[good], other[good], score[good])
+        found.fill(row[good], other[good], score[good])
         progress(int((np.diff(matrix.indptr[start : start + QUERIES + 1]) > 0).sum()))
-    return Neighbours(places, scores)
+    return found
 
 
 def _rarest(tfidf: Tfidf, budget: int) -> tuple[Sparse, Mask]:
@@ -246,16 +246,6 @@ def _candidates(block: Sparse, asked: Sparse, most: int, threads: int, start: in
     other = found.indices.astype(np.int64)
     apart = row != other
     return row[apart], other[apart], np.minimum(found.data[apart], 1)
-
-
-def _place(places: NDArray[np.int32], scores: Scores, row: Ids, other: Ids, score: Scores) -> None:
-    """Write the best of each row into ``places`` and ``scores``."""
-    order = np.lexsort((other, -score, row))
-    row = row[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, row)
-    kept = rank < places.shape[1]
-    places[row[kept], rank[kept]] = other[order][kept]
-    scores[row[kept], rank[kept]] = score[order][kept]
 
 
 def inverse_frequency(texts: Sequence[str]) -> dict[str, float]:
