@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ALLOWED = 16_384  # ids named in a condition; beyond that the vectors are compared here
 HITS = 500_000  # answers asked for in one call
+ROUNDING: Final = 4 * 2.0**-23  # by which sums of the same products differ
 KINDS: Final[dict[str, dict[str, Any]]] = {
     "exact": {"index_type": "FLAT", "params": {}},
     "hnsw": {"index_type": "HNSW", "params": {"M": 32, "efConstruction": 360}},
@@ -114,7 +115,7 @@ class MilvusIndex:
                 ids[line, column] = row["view"]
                 score = float(queries[line] @ np.asarray(row["vector"], np.float32)) if again else hit["distance"]
                 scores[line, column] = score
-        return scores, ids
+        return (scores if again else levelled(scores)), ids
 
     def _compared(self, queries: Vectors, k: int, chosen: Ids | None) -> tuple[Vectors, Ids]:
         """Compare the queries here with all vectors, which are read block by block."""
@@ -129,3 +130,15 @@ class MilvusIndex:
                 scores, places = nearest_rows(queries, vectors, min(k, len(ids)))
                 best.add(scores, np.where(places < 0, -1, ids[places]))
         return best.result()
+
+
+def levelled(scores: Vectors) -> Vectors:
+    """Return ``scores`` float32 (N, K), descending, with runs that rounding alone parts made equal to their first.
+
+    A server may add up the same products in another order, so that equal views differ in the last bit.
+    """
+    with np.errstate(invalid="ignore"):  # beyond the end: -inf less -inf
+        apart = scores[:, :-1] - scores[:, 1:] > ROUNDING
+    starts = np.pad(np.where(apart, np.arange(1, scores.shape[1]), 0), ((0, 0), (1, 0)))
+    found: Vectors = np.take_along_axis(scores, np.maximum.accumulate(starts, axis=1), axis=1)
+    return found

@@ -18,6 +18,7 @@ from skumatch.milvus import client
 from skumatch.milvus.address import Address, parse
 from skumatch.milvus.changes import set_index
 from skumatch.milvus.enrol import create
+from skumatch.milvus.index import levelled
 from skumatch.segment import Views
 from skumatch.spec import Spec, Vectors
 from tests.skumatch.test_exact_index import brute
@@ -156,3 +157,13 @@ def test_a_question_of_another_length_scales_the_scores(make: Make) -> None:
     scores, ids = index.search(queries, 4)
     long, same = index.search(3 * queries, 4)
     assert np.array_equal(ids, same) and np.allclose(long, 3 * scores, atol=1e-5)  # a guarded model asks so
+
+
+def test_equal_scores_that_rounding_parts_are_levelled() -> None:
+    below, far = np.nextafter(np.float32(0.9), np.float32(0)), np.float32(0.89)
+    nothing = -np.inf
+    scores = np.array([[0.9, below, far, nothing, nothing], [nothing] * 5, [1, 0.5, 0.5, 0.4, nothing]], np.float32)
+    expected = scores.copy()
+    expected[0, 1] = np.float32(0.9)
+    assert np.array_equal(levelled(scores), expected)
+    assert np.array_equal(levelled(scores[:, :1]), scores[:, :1])
