@@ -191,6 +191,7 @@ class Dynamic:
                 op_types_to_quantize=["Gemm", "MatMul"],
                 nodes_to_quantize=list(layers),
                 per_channel=True,
+                reduce_range=True,  # processors without VNNI add pairs of products up in 16 bits
                 weight_type=QuantType.QInt8,
                 extra_options={"MatMulConstBOnly": True},
             )

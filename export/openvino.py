@@ -213,9 +213,18 @@ def quantise(plain: Path, left: Sequence[str], is_transformer: bool, crops: Pixe
             subset_size=len(crops),
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
+            advanced_parameters=_without_overflow(nncf) if is_transformer else None,
             ignored_scope=nncf.IgnoredScope(names=kept, types=list(LENGTHS), validate=False),
         )
     openvino.save_model(found, str(out), compress_to_fp16=False)
+
+
+def _without_overflow(nncf: Any) -> Any:
+    """Return the setting under which weights take half of their range: processors without VNNI add pairs of products up
+    in 16 bits, and the sums of a transformer's reach beyond them."""
+    from nncf.quantization.advanced_parameters import OverflowFix
+
+    return nncf.AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE)
 
 
 def _beside(model: Any) -> list[str]:

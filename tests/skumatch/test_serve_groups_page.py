@@ -151,7 +151,7 @@ def test_nothing_overflows_no_name_runs_and_axe_finds_nothing(
 ) -> None:
     running.start()
     versions = [{"group": "g3", "version": 0}]
-    answer = httpx2.post(f"{running.url}/v1/catalogue/decisions", json={"decision": "accept", "groups": versions})
+    answer = httpx2.post(f"{running.url}/v1/catalogue/decisions", json={"decision": "accept", "groups": versions}, timeout=60)
     assert answer.raise_for_status().json()["groups"] == ["g3"]
     axe = Path(os.environ.get("SKUMATCH_AXE", ""))
     with page_of(browser, running, width, color_scheme=scheme, bypass_csp=True) as page:
@@ -186,5 +186,5 @@ def test_with_a_key(running: Running, browser: Any, tmp_path: Path) -> None:
         page.keyboard.press("a")
         shown(page, "g2")
     token_of = {"X-API-Key": token}
-    found = httpx2.get(f"{running.url}/v1/catalogue/decisions", headers=token_of).json()["decisions"]
+    found = httpx2.get(f"{running.url}/v1/catalogue/decisions", headers=token_of, timeout=60).json()["decisions"]
     assert [one["who"] for one in found] == ["eva"]

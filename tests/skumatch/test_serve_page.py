@@ -256,7 +256,7 @@ def test_nothing_overflows_and_no_name_runs(
     data = png(draw_view(7, 0))
     files = {"images": (HOSTILE[:100] + ".png", data, "image/png")}
     params = {"sku": HOSTILE, "title": HOSTILE * 3}
-    httpx2.post(f"{running.url}/v1/views", params=params, files=files).raise_for_status()
+    httpx2.post(f"{running.url}/v1/views", params=params, files=files, timeout=60).raise_for_status()
     running.ask(png(draw_view(7, 1)))
     with page_of(browser, running, width) as page:
         upload(page, "crop.png", png(draw_view(7, 2)))
