@@ -172,9 +172,12 @@ def encode_rates(
     engines: Sequence[Engine], batches: Sequence[int], device: str, operations: float, rounds: int = 15
 ) -> tuple[list[Rate], dict[str, float]]:
     """Return images/s of each engine per batch size, with the fraction of the peak that pictures of ``operations`` make
-    of it, and the peaks, operations/s per precision. Engines and the peaks' products run in turns."""
+    of it, and the peaks, operations/s per precision that an engine has. Engines and the peaks' products run in turns.
+    """
     side = 4 * SIDE if device.startswith("cuda") else SIDE
-    every = {f"{name} {i}": one for name, some in products(device).items() for i, one in enumerate(some)}
+    wanted = {engine.precision for engine in engines}  # one that a processor lacks takes seconds a product
+    peak = {name: some for name, some in products(device).items() if name in wanted}
+    every = {f"{name} {i}": one for name, some in peak.items() for i, one in enumerate(some)}
     measured, peaks = dict[tuple[Engine, int], float](), dict[str, float]()
     for batch in batches:
         pixels = _pixels(engines[0].encoder.spec.size, batch)

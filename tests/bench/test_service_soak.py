@@ -83,7 +83,7 @@ def test_what_was_accepted_is_answered_before_it_ends(start: Callable[[], Any], 
         with start() as server:
             found = soak.ended(server, shop.crops, 2.0)
         assert found["lost"] == 0, found["statuses"]
-        assert found["answered"] > 100 and found["exit code"] == 0 and found["tracebacks"] == 0
+        assert found["answered"] > 10 and found["exit code"] == 0 and found["tracebacks"] == 0
 
 
 @pytest.mark.slow

@@ -507,11 +507,11 @@ def test_a_client_is_opened_though_the_first_answer_is_lost(shop: Shop, gate: Ga
         asked.append(method)
         if method != "Connect" or asked.count(method) > 1:
             return None
-        time.sleep(5)  # longer than there is time
+        time.sleep(17)  # longer than there is time
         return "UNAVAILABLE", "late"
 
     gate.refusal = lost
-    hasty(True, "4")
+    hasty(True, "16")
     open_milvus(shop.through(gate.port))
     assert asked.count("Connect") == 2
 

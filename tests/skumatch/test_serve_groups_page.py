@@ -64,7 +64,7 @@ def test_accept_split_merge_and_undo_by_keyboard(running: Running, browser: Any,
     with page_of(browser, running) as page:
         page.get_by_role("link", name="Groups 4").click()
         shown(page, "g1")
-        page.wait_for_function("document.querySelector('.tile img').naturalWidth > 0")
+        page.locator(".tile img").first.evaluate("image => image.decode()")
         assert page.locator(".tile .none").all_inner_texts() == ["no picture"]
         page.keyboard.press("s")
         page.get_by_text("Mark the postings that belong elsewhere first").first.wait_for()
@@ -158,6 +158,7 @@ def test_nothing_overflows_no_name_runs_and_axe_finds_nothing(
     with page_of(browser, running, width, color_scheme=scheme, bypass_csp=True) as page:
         for view in ("groups", "groups/g4", "groups/decided%3A"):
             page.goto(f"{running.url}/#{view}")
+            page.get_by_role("link", name="Groups 3").wait_for()
             page.wait_for_timeout(500)
             if view == "groups":
                 page.keyboard.press("2")
@@ -183,7 +184,7 @@ def test_with_a_key(running: Running, browser: Any, tmp_path: Path) -> None:
         page.keyboard.press("Enter")
         page.goto(f"{running.url}/#groups")
         shown(page, "g1")
-        page.wait_for_function("document.querySelector('.tile img').naturalWidth > 0")
+        page.locator(".tile img").first.evaluate("image => image.decode()")
         page.keyboard.press("a")
         shown(page, "g2")
     token_of = {"X-API-Key": token}
