@@ -38,7 +38,7 @@ CHANNEL = {  # how gRPC connects
     "grpc.use_local_subchannel_pool": 1,  # a new connection knows nothing of what became of others
 }
 LEAST = 0.1  # seconds that an attempt has
-FIRST = 0.25  # share of the time for the first attempt to open a client
+SHARES = 0.25, 0.5  # of the time left, for the first attempts to open a client; the last has the rest
 PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds between attempts
 T = TypeVar("T")
 _opened: dict[str, _Opened] = {}  # by address of the server
@@ -196,12 +196,11 @@ class Connection:
             raise
 
     def _held(self, until: float) -> _Opened:
-        """Return the client, opened where there is none; once more where the answer to its first call got lost."""
-        left = until - time.monotonic()
-        try:
-            return _open(self.address, max(LEAST, left * FIRST))
-        except Late:
-            return _open(self.address, max(LEAST, until - time.monotonic()))
+        """Return the client, opened where there is none; again where the answer to its first call got lost."""
+        for share in SHARES:
+            with contextlib.suppress(Late):
+                return _open(self.address, max(LEAST, share * (until - time.monotonic())))
+        return _open(self.address, max(LEAST, until - time.monotonic()))
 
     def _load(self, name: str) -> None:
         """Load a collection: the server was started again, or one that made it was cut off."""

@@ -513,7 +513,7 @@ def test_a_client_is_opened_though_the_first_answer_is_lost(shop: Shop, gate: Ga
     gate.refusal = lost
     hasty(True, "16")
     open_milvus(shop.through(gate.port))
-    assert asked.count("Connect") == 2
+    assert asked.count("Connect") >= 2
 
 
 def test_a_server_that_has_too_much_to_do(shop: Shop, gate: Gate, hasty: Callable[..., None]) -> None:
