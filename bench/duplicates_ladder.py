@@ -207,7 +207,7 @@ def ours(data: Data, name: str, encoder: Encoder, text: SentenceEncoder | None) 
 
     def judged(rule: Rule, looks: dedupe.Looks, validation: float) -> Rung:
         test = evidence(data.test, looks)
-        found = dedupe.outcome(test, dedupe.judge(test, rule), rule)
+        found = dedupe.outcome(test.count, dedupe.judge(test, rule), rule)
         chosen = {"distance": rule.judge.kind, "threshold": rule.threshold, "closed": rule.closed}
         return rung(found.matches, data.test, validation, chosen)
 
@@ -215,7 +215,7 @@ def ours(data: Data, name: str, encoder: Encoder, text: SentenceEncoder | None) 
         looks = dedupe.Looks()
         rules = unlabelled(evidence(data.val, looks).floors, Grouping())
         val = evidence(data.val, looks)
-        f1 = float(score(dedupe.outcome(val, dedupe.judge(val, rules), rules).matches, data.val.groups).f1.mean())
+        f1 = float(score(dedupe.outcome(val.count, dedupe.judge(val, rules), rules).matches, data.val.groups).f1.mean())
         return judged(unlabelled(evidence(data.test, looks).floors, Grouping()), looks, f1)
 
     plain, blended = dedupe.Looks(), dedupe.Looks(blend=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +33,8 @@ from skumatch.words import counted
 
 if TYPE_CHECKING:
     from skumatch.catalogue.dedupe import Evidence, Found
+    from skumatch.catalogue.judged import Judged
+    from skumatch.catalogue.pictures import Failure
     from skumatch.catalogue.postings import Catalogue
     from skumatch.catalogue.rules import Rule
     from skumatch.spec import Ids
@@ -72,10 +74,9 @@ def dedupe(
         source = Source(catalogue_of(catalogue, column, images), model, text, vectors, device, out / WORK)
         labels = labels_of(source.catalogue) if measure else None
         looks = Looks(neighbours, blend, seed=seed) if known is None else looks_of(known)
-        gathered = gathered_of(source, looks, known, stages)
-        chosen = known or _unlabelled(gathered.evidence, largest)
-        found = _write(gathered, chosen, source.catalogue, out, stages)
-    facts = {**gathered.made_with, **_facts(source.catalogue, found, chosen), "seconds": stages.seconds}
+        verdict = _verdict(gathered_of(source, looks, known, stages), known, largest, out, stages)
+        found = _write(verdict, source.catalogue, out, stages)
+    facts = {**verdict.made_with, **_facts(source.catalogue, found, verdict.rule), "seconds": stages.seconds}
     if labels is not None:
         facts["eval"] = _measured(found, labels, seed)
     _finish(out, facts, html, source.catalogue)
@@ -95,6 +96,29 @@ def dedupe_apply(
     note(f"{counted(changed, 'decision')} applied: {counted(groups, 'group')} in {to}")
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """The ``judged`` pairs and the ``rule`` they were judged by; the evidence is not needed, and not held, any more."""
+
+    judged: Judged
+    rule: Rule
+    made_with: dict[str, Any]
+    failures: tuple[Failure, ...]
+
+
+def _verdict(gathered: Gathered, known: Rule | None, largest: int, out: Path, stages: Stages) -> Verdict:
+    """Judge the pairs, and write them."""
+    from skumatch.catalogue.dedupe import judge
+    from skumatch.catalogue.output import PAIRS, PairTable
+
+    evidence = gathered.evidence
+    rule, features = known or _unlabelled(evidence, largest), evidence.features
+    names = [signal.name for signal in features.signals]
+    with PairTable(out / PAIRS, gathered.catalogue.ids, features.names, names) as table:
+        judged = judge(evidence, rule, table, progress=stages("judging pairs", len(evidence.pairs)))
+    return Verdict(judged, rule, gathered.made_with, gathered.failures)
+
+
 def _unlabelled(evidence: Evidence, largest: int) -> Rule:
     from skumatch.catalogue.groups import Grouping
     from skumatch.catalogue.rules import unlabelled
@@ -103,23 +127,17 @@ def _unlabelled(evidence: Evidence, largest: int) -> Rule:
     return unlabelled(evidence.floors, Grouping(most=largest))
 
 
-def _write(gathered: Gathered, rule: Rule, catalogue: Catalogue, out: Path, stages: Stages) -> Found:
-    """Judge the pairs and write everything but the facts."""
+def _write(verdict: Verdict, catalogue: Catalogue, out: Path, stages: Stages) -> Found:
+    """Group the postings, and write matches, groups and errors."""
     from skumatch.catalogue import output
-    from skumatch.catalogue.dedupe import judge, outcome
+    from skumatch.catalogue.dedupe import outcome
 
-    evidence = gathered.evidence
-    ids, features = catalogue.ids, evidence.features
-    signals = [signal.name for signal in features.signals]
-    table = output.PairTable(out / output.PAIRS, ids, features.names, signals)
-    with table:
-        judged = judge(evidence, rule, table, progress=stages("judging pairs", len(evidence.pairs)))
     stages("grouping", None)
-    found = outcome(evidence, judged, rule)
+    found = outcome(len(catalogue), verdict.judged, verdict.rule)
     stages("writing", None)
-    output.write_matches(out / output.MATCHES, ids, found.matches)
-    output.write_groups(out / output.GROUPS, catalogue, found.groups, judged)
-    output.write_errors(out / output.ERRORS, catalogue, gathered.failures)
+    output.write_matches(out / output.MATCHES, catalogue.ids, found.matches)
+    output.write_groups(out / output.GROUPS, catalogue, found.groups, verdict.judged)
+    output.write_errors(out / output.ERRORS, catalogue, verdict.failures)
     return found
 
 

@@ -125,6 +125,7 @@ def labels_of(catalogue: Catalogue) -> Ids:
 class Gathered:
     """What is known of a catalogue before a rule judges it, the models it was made with, and unreadable pictures."""
 
+    catalogue: Catalogue
     evidence: Evidence
     made_with: dict[str, Any]
     failures: tuple[Failure, ...]
@@ -145,7 +146,7 @@ def gathered_of(source: Source, looks: Looks, rule: Rule | None, stages: Stages)
     stages.end()
     names = ", ".join(signal.name for signal in found.features.signals)
     note(f"{counted(len(found.pairs), 'candidate pair')} by {names}")
-    return Gathered(found, made_with, () if pictures is None else pictures.failures)
+    return Gathered(catalogue, found, made_with, () if pictures is None else pictures.failures)
 
 
 def _encoder(source: Source) -> Encoder | None:

@@ -189,12 +189,12 @@ def features_of(found: Evidence, size: int = BLOCK) -> Iterator[tuple[Pairs, NDA
         yield pairs, found.features.of(pairs)
 
 
-def outcome(found: Evidence, judged: Judged, rule: Rule) -> Found:
-    """Return the groups and the matches that the ``judged`` pairs make by ``rule``."""
-    groups = groups_of(found.count, judged, rule.threshold, rule.grouping)
+def outcome(count: int, judged: Judged, rule: Rule) -> Found:
+    """Return the groups and the matches that the ``judged`` pairs of ``count`` postings make by ``rule``."""
+    groups = groups_of(count, judged, rule.threshold, rule.grouping)
     if rule.closed:
         return Found(judged, groups, matches_of_groups(groups, judged))
-    return Found(judged, groups, matches_of(found.count, judged.above(rule.threshold)))
+    return Found(judged, groups, matches_of(count, judged.above(rule.threshold)))
 
 
 def _with_joint(signals: Sequence[Signal], looks: Looks) -> list[Signal]:

@@ -3,8 +3,9 @@
 Components join whatever a chain of matches joins. Correlation clustering weighs what speaks against a group too: it
 merges the two clusters whose pairs have the largest mean log-odds, while that is above zero (greedy additive edge
 contraction, Keuper et al. 2015, "Efficient Decomposition of Image and Mesh Graphs by Lifted Multicuts", section 4.1,
-ordered here by the mean, as average linkage does, so that large clusters do not swallow small ones). Knows nothing
-about what a posting is.
+ordered here by the mean, as average linkage does, so that large clusters do not swallow small ones). A component of
+more than ``LARGEST`` postings, which weak matches chain together, is torn at the weakest of them first, so that memory
+is bounded. Knows nothing about what a posting is.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from skumatch.errors import ConfigError
 from skumatch.spec import Ids
 
 How = Literal["components", "correlation"]
+LARGEST: Final = 10_000  # postings of a component that is clustered as a whole
 SURE: Final = 1e-4  # no probability is nearer to 0 or 1 than this
 Logits = NDArray[np.float64]
+Labels = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,20 @@ def groups_of(count: int, judged: Judged, threshold: float, how: Grouping | None
     A pair speaks for a group from probability ``threshold`` on, and against it below.
     """
     how = how or Grouping()
-    weights = log_odds(judged.probability) - log_odds(np.array([threshold]))[0]
-    joined = judged.probability >= threshold
-    labels = _components(count, judged.left[joined], judged.right[joined])
+    labels = _components(count, judged, threshold)
     sizes = np.bincount(labels, minlength=1)
     if how.how == "components" and sizes.max() <= how.most:
         return _in_order(labels)
-    inside = labels[judged.left] == labels[judged.right]
-    torn = sizes > (how.most if how.how == "components" else 2)  # two that match are a group whatever the method
-    inside &= torn[labels[judged.left]]
-    for left, right, weight in _by_component(judged, weights, labels, np.flatnonzero(inside)):
+    if sizes.max() > LARGEST:
+        labels = _torn(judged, threshold, labels, sizes > LARGEST)
+        sizes = np.bincount(labels, minlength=1)
+    loose = sizes > (how.most if how.how == "components" else 2)  # two that match are a group whatever the method
+    middle = log_odds(np.array([threshold]))[0]
+    for left, right, probability in _by_component(judged, labels, loose):
         members = np.unique(np.concatenate([left, right]))
         clusters = _Clusters(len(members), how)
-        parts = clusters.merged(np.searchsorted(members, left), np.searchsorted(members, right), weight)
+        weights = log_odds(probability) - middle
+        parts = clusters.merged(np.searchsorted(members, left), np.searchsorted(members, right), weights)
         labels[members] = len(sizes) + members[parts]  # a cluster is called after one of its members
     return _in_order(labels)
 
@@ -71,15 +75,61 @@ def log_odds(probability: NDArray[np.floating]) -> Logits:
     return np.asarray(np.log(held / (1 - held)))
 
 
-def _components(count: int, left: NDArray[np.int32], right: NDArray[np.int32]) -> Ids:
+def _components(count: int, judged: Judged, threshold: float) -> Labels:
+    """Return the component of each posting, int32 (N,)."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    graph = coo_array((np.ones(len(left), np.int8), (left, right)), (count, count))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+    some = judged.above(threshold)
+    graph = coo_array((np.ones(len(some), np.int8), (some.left, some.right)), (count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int32)
 
 
-def _in_order(labels: Ids) -> Ids:
+def _torn(judged: Judged, threshold: float, labels: Labels, large: NDArray[np.bool_]) -> Labels:
+    """Return labels in which the ``large`` components are torn into parts of at most ``LARGEST``.
+
+    The links of the maximum spanning tree join them again, the surest first (Kruskal), but none that makes a part too
+    large.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
+    chosen = large[labels[judged.left]] & (judged.probability >= threshold)
+    ends = judged.left[chosen], judged.right[chosen]
+    tree = minimum_spanning_tree(coo_array((2 - judged.probability[chosen], ends), (len(labels),) * 2)).tocoo()
+    order = np.lexsort((tree.col, tree.row, tree.data))
+    parts = _Parts(len(labels))
+    for one, other in zip(tree.row[order].tolist(), tree.col[order].tolist(), strict=True):
+        parts.join(one, other)
+    torn = labels.copy()
+    for member in np.flatnonzero(large[labels]).tolist():
+        torn[member] = len(large) + parts.find(member)
+    return torn
+
+
+class _Parts:
+    """Disjoint sets of ``count`` members, none of more than ``LARGEST``."""
+
+    def __init__(self, count: int) -> None:
+        self.parents = list(range(count))
+        self.sizes = [1] * count
+
+    def find(self, member: int) -> int:
+        """Return the member that a set is called after."""
+        parents = self.parents
+        while parents[member] != member:
+            parents[member] = member = parents[parents[member]]
+        return member
+
+    def join(self, one: int, other: int) -> None:
+        """Make one set of two, unless it would be too large."""
+        one, other = sorted((self.find(one), self.find(other)), key=lambda member: (-self.sizes[member], member))
+        if one != other and self.sizes[one] + self.sizes[other] <= LARGEST:
+            self.parents[other] = one
+            self.sizes[one] += self.sizes[other]
+
+
+def _in_order(labels: Labels) -> Ids:
     """Return codes from 0 in order of first appearance."""
     _, first, codes = np.unique(labels, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
@@ -87,16 +137,21 @@ def _in_order(labels: Ids) -> Ids:
     return rank[codes]
 
 
-def _by_component(judged: Judged, weights: Logits, labels: Ids, chosen: Ids) -> Iterator[tuple[Ids, Ids, Logits]]:
-    """Yield the chosen pairs of one component after the other."""
-    chosen = chosen[np.argsort(labels[judged.left[chosen]], kind="stable")]
-    of = labels[judged.left[chosen]]
+def _by_component(
+    judged: Judged, labels: Labels, chosen: NDArray[np.bool_]
+) -> Iterator[tuple[Labels, Labels, NDArray[np.float32]]]:
+    """Yield the pairs within each of the ``chosen`` components."""
+    of = labels[judged.left]
+    inside = np.flatnonzero((of == labels[judged.right]) & chosen[of]).astype(np.int32)
+    of = of[inside]
+    inside = inside[np.argsort(of, kind="stable")]
+    of.sort()
     for start, end in _runs(of):
-        part = chosen[start:end]
-        yield judged.left[part].astype(np.int64), judged.right[part].astype(np.int64), weights[part]
+        part = inside[start:end]
+        yield judged.left[part], judged.right[part], judged.probability[part]
 
 
-def _runs(values: Ids) -> list[tuple[int, int]]:
+def _runs(values: Labels) -> list[tuple[int, int]]:
     """Return where each run of equal values begins and ends."""
     if not len(values):
         return []

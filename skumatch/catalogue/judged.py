@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skumatch.catalogue.neighbours import Places, Scores
 from skumatch.spec import Ids
 
 MOST: Final = 50  # matches of a posting, itself included (the Shopee task's limit)
+BLOCK: Final = 100_000  # postings at a time
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,11 @@ class Judged:
 
     def above(self, threshold: float) -> Judged:
         """Return those with at least this probability."""
-        kept = self.probability >= threshold
-        return Judged(self.left[kept], self.right[kept], self.probability[kept])
+        return self.take(self.probability >= threshold)
+
+    def take(self, chosen: NDArray[np.bool_]) -> Judged:
+        """Return some of them, in the same order."""
+        return Judged(self.left[chosen], self.right[chosen], self.probability[chosen])
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,23 @@ def matches_of(count: int, judged: Judged, most: int = MOST) -> Matches:
 
     Ties in probability: the smaller place first.
     """
-    own = np.arange(count, dtype=np.int64)
-    one = np.concatenate([own, judged.left, judged.right]).astype(np.int64)
-    other = np.concatenate([own, judged.right, judged.left]).astype(np.int64)
-    sure = np.concatenate([np.full(count, np.inf, np.float32), judged.probability, judged.probability])
-    order = np.lexsort((other, -sure, one))
-    one = one[order]
-    offsets = np.searchsorted(one, np.arange(count + 1))
-    kept = np.arange(len(one)) - offsets[one] < most
-    return Matches(np.concatenate([[0], np.cumsum(np.bincount(one[kept], minlength=count))]), other[order][kept])
+    blocks = [_block(first, min(first + BLOCK, count), judged, most) for first in range(0, count, BLOCK)]
+    sizes = np.concatenate([np.zeros(1, np.int64), *(sizes for sizes, _ in blocks)])
+    return Matches(np.cumsum(sizes), np.concatenate([np.empty(0, np.int64), *(places for _, places in blocks)]))
+
+
+def _block(first: int, last: int, judged: Judged, most: int) -> tuple[Ids, Ids]:
+    """Return how many matches the postings ``first`` to ``last`` (excluded) have, and their places."""
+    own = np.arange(first, last)
+    forth = (judged.left >= first) & (judged.left < last)
+    back = (judged.right >= first) & (judged.right < last)
+    one = np.concatenate([own, judged.left[forth], judged.right[back]])
+    other = np.concatenate([own, judged.right[forth], judged.left[back]])
+    sure = [np.full(len(own), np.inf, np.float32), judged.probability[forth], judged.probability[back]]
+    order = np.lexsort((other, -np.concatenate(sure), one))
+    one = one[order] - first
+    kept = np.arange(len(one)) - np.searchsorted(one, np.arange(len(own)))[one] < most
+    return np.bincount(one[kept], minlength=len(own)), other[order][kept]
 
 
 def matches_of_groups(groups: Ids, judged: Judged, most: int = MOST) -> Matches:
@@ -72,23 +85,28 @@ def matches_of_groups(groups: Ids, judged: Judged, most: int = MOST) -> Matches:
 
     Members that ``judged`` has no pair for come last.
     """
-    order = np.argsort(groups, kind="stable")
+    order = np.argsort(groups, kind="stable").astype(np.int32)
     sizes = np.bincount(groups)
     starts = np.concatenate([[0], np.cumsum(sizes)])
     pairs = [_all_pairs(order, starts[:-1][sizes == size], int(size)) for size in np.unique(sizes[sizes > 1])]
-    left = np.concatenate([np.empty(0, np.int64), *(pair[0] for pair in pairs)])
-    right = np.concatenate([np.empty(0, np.int64), *(pair[1] for pair in pairs)])
-    count = len(groups)
+    left = np.concatenate([np.empty(0, np.int32), *(pair[0] for pair in pairs)])
+    right = np.concatenate([np.empty(0, np.int32), *(pair[1] for pair in pairs)])
+    inside = judged.take(groups[judged.left] == groups[judged.right])
+    return matches_of(len(groups), Judged(left, right, _known(len(groups), left, right, inside)), most)
+
+
+def _known(count: int, left: Places, right: Places, judged: Judged) -> Scores:
+    """Return the probability of each pair, 0 for those that ``judged`` does not have."""
+    if not len(judged):
+        return np.zeros(len(left), np.float32)
     keys = judged.left.astype(np.int64) * count + judged.right
-    known = np.argsort(keys)
-    at = np.searchsorted(keys, left * count + right, sorter=known)
-    at = known[np.minimum(at, len(keys) - 1)] if len(keys) else np.zeros(len(left), np.int64)
-    found = keys[at] == left * count + right if len(keys) else np.zeros(len(left), bool)
-    sure = np.where(found, judged.probability[at] if len(keys) else np.float32(0), np.float32(0)).astype(np.float32)
-    return matches_of(count, Judged(left.astype(np.int32), right.astype(np.int32), sure), most)
+    order = np.argsort(keys)
+    wanted = left.astype(np.int64) * count + right
+    at = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
+    return np.where(keys[at] == wanted, judged.probability[at], np.float32(0))
 
 
-def _all_pairs(order: Ids, starts: Ids, size: int) -> tuple[Ids, Ids]:
+def _all_pairs(order: Places, starts: Ids, size: int) -> tuple[Places, Places]:
     """Return both ends, the smaller first, of all pairs within the groups of ``size`` that begin at ``starts``."""
     members = np.sort(order[starts[:, None] + np.arange(size)], axis=1)
     one, other = np.triu_indices(size, 1)

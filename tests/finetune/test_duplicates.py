@@ -46,7 +46,7 @@ def test_a_rule_learned_on_one_catalogue_serves_another(made: Made, kind: str) -
     _, found, groups = made(0)
     rule = learn(found, groups, Lesson(kind))
     _, other, truth = made(1)
-    answer = outcome(other, judge(other, rule), rule)
+    answer = outcome(other.count, judge(other, rule), rule)
     assert figures(answer.matches, truth)["f1"]["value"] > 0.8
     told = rule.facts["out_of_fold"][kind]
     assert 0.7 < told["f1"] <= 1 and rule.threshold == told["threshold"]

@@ -45,7 +45,7 @@ def test_postings_of_a_product_are_matched_and_grouped(catalogue: Catalogue, enc
     pictures = look(catalogue, encoder, Pipeline(), tmp_path / "work")
     found = gathered(catalogue, pictures)
     rule = rule_for(found)
-    answer = outcome(found, judge(found, rule), rule)
+    answer = outcome(found.count, judge(found, rule), rule)
     assert catalogue.groups is not None
     measured = figures(answer.matches, catalogue.groups)
     assert measured["f1"]["value"] > 0.9
@@ -55,7 +55,7 @@ def test_postings_of_a_product_are_matched_and_grouped(catalogue: Catalogue, enc
 def test_titles_alone_do_as_well_as_they_can(catalogue: Catalogue) -> None:
     found = gathered(catalogue, None)
     rule = rule_for(found)
-    answer = outcome(found, judge(found, rule), rule)
+    answer = outcome(found.count, judge(found, rule), rule)
     assert catalogue.groups is not None
     assert figures(answer.matches, catalogue.groups)["f1"]["value"] > 0.6
 
@@ -209,7 +209,7 @@ def test_what_is_written_reads_back(catalogue: Catalogue, encoder: Encoder, tmp_
     names = [signal.name for signal in found.features.signals]
     with output.PairTable(tmp_path / output.PAIRS, catalogue.ids, found.features.names, names) as table:
         judged = judge(found, rule, table)
-    answer = outcome(found, judged, rule)
+    answer = outcome(found.count, judged, rule)
     output.write_matches(tmp_path / output.MATCHES, catalogue.ids, answer.matches)
     count = output.write_groups(tmp_path / output.GROUPS, catalogue, answer.groups, judged)
     matches = output.read_matches(tmp_path / output.MATCHES)

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from skumatch.catalogue import groups
 from skumatch.catalogue.groups import Grouping, groups_of, log_odds
 from skumatch.catalogue.judged import Judged
 from skumatch.errors import ConfigError
@@ -87,6 +88,39 @@ def test_components_equal_a_plain_search_on_random_graphs() -> None:
             for member in both:
                 reach[member] = both
         assert found == {frozenset(members) for members in reach}
+
+
+def test_a_component_too_large_is_torn_at_its_weakest_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    shuffled = rng.permutation(60)
+    links = {(place, place + 1): 0.95 if (place + 1) % 6 else 0.6 + place / 1000 for place in range(59)}
+    links |= {(place, place + 2): 0.9 for place in range(58) if place % 6 < 4}
+    ends = {(int(shuffled[one]), int(shuffled[other])): sure for (one, other), sure in links.items()}
+    pairs = {(min(pair), max(pair)): sure for pair, sure in ends.items()}
+    wanted = {frozenset(shuffled[start : start + 6].tolist()) for start in range(0, 60, 6)}
+    joined = groups_of(60, judged(pairs), 0.5, Grouping("components", most=60))
+    assert len(parts(joined)) == 1
+    monkeypatch.setattr(groups, "LARGEST", 7)
+    assert parts(groups_of(60, judged(pairs), 0.5, Grouping("components", most=59))) == wanted
+    monkeypatch.setattr(groups, "LARGEST", 12)  # the surest of the weak links join two and two, from the end
+    pairwise = parts(groups_of(60, judged(pairs), 0.5, Grouping("components", most=59)))
+    assert pairwise == {frozenset(shuffled[start : start + 12].tolist()) for start in range(0, 60, 12)}
+
+
+@pytest.mark.parametrize("how", ["components", "correlation"])
+def test_tearing_leaves_smaller_components_alone(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    pairs: dict[tuple[int, int], float] = {}
+    for start, size in ((0, 40), (40, 12), (52, 5)):
+        for one, other in itertools.combinations(range(start, start + size), 2):
+            if other == one + 1 or rng.random() < 0.1:
+                pairs[one, other] = float(rng.uniform(0.3, 0.99) if other > one + 1 else rng.uniform(0.5, 0.99))
+    before = parts(groups_of(60, judged(pairs), 0.5, Grouping(how, most=15)))  # type: ignore[arg-type]
+    monkeypatch.setattr(groups, "LARGEST", 20)
+    after = parts(groups_of(60, judged(pairs), 0.5, Grouping(how, most=15)))  # type: ignore[arg-type]
+    assert {part for part in before if min(part) >= 40} == {part for part in after if min(part) >= 40}
+    assert max(map(len, after)) <= 15
+    assert sorted(place for part in after for place in part) == list(range(60))
 
 
 def test_codes_are_in_order_of_the_first_posting_and_need_no_pairs() -> None:

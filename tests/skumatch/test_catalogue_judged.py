@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from skumatch.catalogue import judged as module
 from skumatch.catalogue.judged import Judged, matches_of, matches_of_groups
 
 
@@ -42,3 +44,17 @@ def test_random_groups_match_within_and_nowhere_else() -> None:
     found = matches_of_groups(groups, none, most=200)
     for place in range(200):
         assert set(found.of(place).tolist()) == set(np.flatnonzero(groups == groups[place]).tolist())
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    keys = np.unique(rng.integers(0, 90 * 90, 2000))
+    keys = rng.permutation(keys[keys // 90 < keys % 90])
+    pairs = Judged((keys // 90).astype(np.int32), (keys % 90).astype(np.int32), rng.random(len(keys), np.float32))
+    whole = matches_of(90, pairs, 12)
+    assert [len(whole.of(place)) for place in range(90)] == [
+        min(12, 1 + int(((pairs.left == place) | (pairs.right == place)).sum())) for place in range(90)
+    ]
+    monkeypatch.setattr(module, "BLOCK", 7)
+    parts = matches_of(90, pairs, 12)
+    assert np.array_equal(whole.offsets, parts.offsets) and np.array_equal(whole.places, parts.places)
