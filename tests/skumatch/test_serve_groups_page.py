@@ -64,7 +64,7 @@ def test_accept_split_merge_and_undo_by_keyboard(running: Running, browser: Any,
     with page_of(browser, running) as page:
         page.get_by_role("link", name="Groups 4").click()
         shown(page, "g1")
-        page.locator(".tile img").first.evaluate("image => image.decode()")
+        page.locator(".tile img[src]").first.evaluate("image => image.decode()")
         assert page.locator(".tile .none").all_inner_texts() == ["no picture"]
         page.keyboard.press("s")
         page.get_by_text("Mark the postings that belong elsewhere first").first.wait_for()
@@ -184,7 +184,7 @@ def test_with_a_key(running: Running, browser: Any, tmp_path: Path) -> None:
         page.keyboard.press("Enter")
         page.goto(f"{running.url}/#groups")
         shown(page, "g1")
-        page.locator(".tile img").first.evaluate("image => image.decode()")
+        page.locator(".tile img[src]").first.evaluate("image => image.decode()")
         page.keyboard.press("a")
         shown(page, "g2")
     token_of = {"X-API-Key": token}
