@@ -242,7 +242,7 @@ def test_skipped_ones_and_new_ones_come_too(running: Running, browser: Any, draw
         page.get_by_text("No product.").first.wait_for()
         page.keyboard.press("u")
         page.get_by_text("Undone.").first.wait_for()
-        assert page.locator(".desk").get_attribute("data-crop") == first
+        page.locator(f".desk[data-crop='{first}']").wait_for()
 
 
 HOSTILE = "<img src=x onerror=alert(1)>" + "W" * 200
