@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,23 +57,22 @@ def dedupe(
     ] = None,
     measure: Annotated[bool, typer.Option("--eval", help="Compare the matches with the labelled groups.")] = False,
     html: Annotated[Path | None, typer.Option(help="Page of the groups, the least sure first.")] = None,
-    neighbours: NeighboursOption = 50,
-    blend: BlendOption = 0,
-    largest: LargestOption = 50,
+    neighbours: NeighboursOption = None,
+    blend: BlendOption = None,
+    largest: LargestOption = None,
     seed: SeedOption = 0,
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")] = False,
 ) -> None:
     """Find postings of the same product by picture and title, group them, and say how sure that is."""
-    from skumatch.catalogue.dedupe import Looks
     from skumatch.catalogue.rules import read_rule
 
     known = read_rule(rule) if rule is not None else None
+    looks = looks_of(known, neighbours, blend, seed)
     with Stages() as stages:
         stages("reading", None)
         source = Source(catalogue_of(catalogue, column, images), model, text, vectors, device, out / WORK)
         labels = labels_of(source.catalogue) if measure else None
-        looks = Looks(neighbours, blend, seed=seed) if known is None else looks_of(known)
         verdict = _verdict(gathered_of(source, looks, known, stages), known, largest, out, stages)
         found = _write(verdict, source.catalogue, out, stages)
     facts = {**verdict.made_with, **_facts(source.catalogue, found, verdict.rule), "seconds": stages.seconds}
@@ -106,25 +105,27 @@ class Verdict:
     failures: tuple[Failure, ...]
 
 
-def _verdict(gathered: Gathered, known: Rule | None, largest: int, out: Path, stages: Stages) -> Verdict:
+def _verdict(gathered: Gathered, known: Rule | None, largest: int | None, out: Path, stages: Stages) -> Verdict:
     """Judge the pairs, and write them."""
     from skumatch.catalogue.dedupe import judge
     from skumatch.catalogue.output import PAIRS, PairTable
 
     evidence = gathered.evidence
-    rule, features = known or _unlabelled(evidence, largest), evidence.features
+    rule, features = known or _unlabelled(evidence), evidence.features
+    if largest is not None:
+        rule = replace(rule, grouping=replace(rule.grouping, most=largest))
     names = [signal.name for signal in features.signals]
     with PairTable(out / PAIRS, gathered.catalogue.ids, features.names, names) as table:
         judged = judge(evidence, rule, table, progress=stages("judging pairs", len(evidence.pairs)))
     return Verdict(judged, rule, gathered.made_with, gathered.failures)
 
 
-def _unlabelled(evidence: Evidence, largest: int) -> Rule:
+def _unlabelled(evidence: Evidence) -> Rule:
     from skumatch.catalogue.groups import Grouping
     from skumatch.catalogue.rules import unlabelled
 
     note("no --rule: scores are no probabilities; `skumatch dedupe-learn` learns them from some labelled groups")
-    return unlabelled(evidence.floors, Grouping(most=largest))
+    return unlabelled(evidence.floors, Grouping())
 
 
 def _write(verdict: Verdict, catalogue: Catalogue, out: Path, stages: Stages) -> Found:

@@ -25,6 +25,7 @@ from skumatch.cli.dedupe_look import (
     catalogue_of,
     gathered_of,
     labels_of,
+    looks_of,
 )
 from skumatch.words import counted
 
@@ -41,23 +42,23 @@ def dedupe_learn(
     precision: Annotated[
         float | None, typer.Option(min=0, max=1, help="Of the matches, to keep to.", show_default="the best F1")
     ] = None,
-    neighbours: NeighboursOption = 50,
-    blend: BlendOption = 0,
-    largest: LargestOption = 50,
+    neighbours: NeighboursOption = None,
+    blend: BlendOption = None,
+    largest: LargestOption = None,
     seed: SeedOption = 0,
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")] = False,
 ) -> None:
     """Learn from labelled groups what a match is, for catalogues like these."""
-    from skumatch.catalogue.dedupe import Looks
     from skumatch.catalogue.groups import Grouping
     from skumatch.catalogue.rules import write_rule
     from skumatch.finetune.duplicates import Lesson, learn
 
     source = Source(catalogue_of(catalogue, column, images), model, text, vectors, device, rule.with_suffix(".work"))
     groups = labels_of(source.catalogue)
-    lesson = Lesson(kind, grouping=Grouping(most=largest), precision=precision, seed=seed)
-    looks = Looks(neighbours, blend, seed=seed)
+    grouping = Grouping() if largest is None else Grouping(most=largest)
+    lesson = Lesson(kind, grouping=grouping, precision=precision, seed=seed)
+    looks = looks_of(None, neighbours, blend, seed)
     with Stages() as stages:
         gathered = gathered_of(source, looks, None, stages)
     note(f"learning from {counted(len(gathered.evidence.pairs), 'pair')}")

@@ -41,9 +41,13 @@ TextOption = Annotated[
 VectorsOption = Annotated[
     Path | None, typer.Option(metavar="FILE.npy", help="Vectors of the pictures, made before: one row per posting.")
 ]
-BlendOption = Annotated[int, typer.Option(min=0, max=5, help="Rounds of neighbourhood blending.")]
-NeighboursOption = Annotated[int, typer.Option(min=1, max=1000, help="Per posting and signal.")]
-LargestOption = Annotated[int, typer.Option("--largest", min=2, help="Postings in a group.")]
+BlendOption = Annotated[
+    int | None, typer.Option(min=0, max=5, help="Rounds of neighbourhood blending.", show_default="0")
+]
+NeighboursOption = Annotated[
+    int | None, typer.Option(min=1, max=1000, help="Per posting and signal.", show_default="50")
+]
+LargestOption = Annotated[int | None, typer.Option("--largest", min=2, help="Postings in a group.", show_default="50")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of all that is drawn.")]
 
 
@@ -89,15 +93,28 @@ class Stages:
         self.end()
 
 
-def looks_of(rule: Rule) -> Looks:
-    """Return how the neighbours were found from which ``rule`` was learned. Raises ConfigError."""
+def looks_of(rule: Rule | None, neighbours: int | None, blend: int | None, seed: int) -> Looks:
+    """Return how neighbours are found: as asked, or as they were when ``rule`` was learned.
+
+    Raises ConfigError where the rule does not say that, or where ``neighbours`` or ``blend`` were asked for and are
+    others.
+    """
     from skumatch.catalogue.dedupe import Looks
     from skumatch.errors import ConfigError
 
+    asked: dict[str, Any] = {name: value for name, value in (("k", neighbours), ("blend", blend)) if value is not None}
+    if rule is None:
+        return Looks(**asked, seed=seed)
     try:
-        return Looks(**rule.signals["looks"])
+        looks = Looks(**rule.signals["looks"])
     except (KeyError, TypeError) as error:
         raise ConfigError("the rule does not say how its neighbours were found", "learn it anew") from error
+    for name, value in asked.items():
+        if value != getattr(looks, name):
+            option = {"k": "--neighbours"}.get(name, f"--{name}")
+            what = f"the rule was learned with {option} {getattr(looks, name)}, not {value}"
+            raise ConfigError(what, "leave the option out, or learn the rule anew with it")
+    return looks
 
 
 def catalogue_of(path: Path, column: list[str] | None, images: Path | None) -> Catalogue:

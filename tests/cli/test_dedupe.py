@@ -61,6 +61,15 @@ def test_vectors_made_before_do_better_and_a_rule_is_learned_and_used(shop: Path
     facts = json.loads(ran.out)
     assert facts["rule"]["threshold"] == told["threshold"]
     assert facts["eval"]["f1"]["value"] > 0.9
+    assert facts["largest"] == max(SIZES) and facts["rule"]["most"] == 50
+    ran = skumatch("dedupe", shop, "--vectors", rows, "--rule", "rule.json", "--largest", "3", "--json")
+    assert ran.code == 0 and json.loads(ran.out)["largest"] == 3
+    for option, learned, asked in (("--neighbours", 50, 20), ("--blend", 0, 1)):
+        ran = skumatch("dedupe", shop, "--vectors", rows, "--rule", "rule.json", option, learned)
+        assert ran.code == 0, ran.err
+        ran = skumatch("dedupe", shop, "--vectors", rows, "--rule", "rule.json", option, asked)
+        said = f"error: the rule was learned with {option} {learned}, not {asked} - "
+        assert ran.code == 2 and [line[: len(said)] for line in ran.errors] == [said]
 
 
 def test_a_model_sees_the_pictures_and_a_second_run_looks_at_none_again(

@@ -1,8 +1,9 @@
-"""A prepared gallery with a process that is killed while it changes it, for the tests of crashes and failing disks; and
-a service over the fake encoder."""
+"""A prepared gallery with a process that is killed while it changes it, for the tests of crashes and failing disks;
+a service over the fake encoder; and a browser."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.skumatch.crash_trials import Bench
 from tests.skumatch.gallery_oracle import quick_disk
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
     from starlette.testclient import TestClient
 
     from skumatch.serve.service import Service
@@ -46,3 +48,14 @@ def api(service: Service) -> Iterator[TestClient]:
 
     with client(service) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Return a started chromium. The modules that take it skip their tests where there is none."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        found = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield found
+        found.close()

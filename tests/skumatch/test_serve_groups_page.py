@@ -35,16 +35,6 @@ GROUPS = {
 PAIRS = [("a", "b", 0.5), ("b", "c", 0.4), ("a", "x", 0.3), ("c", "f", 0.35), ("b", "d", 0.45), ("h", HOSTILE, 0.95)]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as started:
-        found = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.fixture
 def running(patterns: Path, encoder: Encoder, tmp_path: Path) -> Iterator[Running]:
     """Return a service, not started yet, with GROUPS for review, or others that the test writes to "dedupe" first."""
@@ -96,6 +86,7 @@ def test_accept_split_merge_and_undo_by_keyboard(running: Running, browser: Any,
         page.get_by_role("button", name="Undo: g1 split into 3").click()
         page.get_by_text("Undone.").first.wait_for()
         page.get_by_text("undone", exact=True).nth(1).wait_for()
+        assert page.get_by_text("undone", exact=True).count() == 2
     before = {name: [posting for posting, _ in of] for name, of in GROUPS.items()}
     found = apply(before, read_decisions(tmp_path / "decisions.jsonl"))
     assert found["g1"] == ["a", "b"] and found["g1-2"] == ["c"] and found["g1-3"] == ["x"] and found["g2"] == ["d", "e"]

@@ -77,16 +77,6 @@ def running(patterns: Path, encoder: Encoder, tmp_path: Path) -> Iterator[Runnin
     service.stop()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as started:
-        found = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @contextmanager
 def page_of(browser: Any, service: Running, width: int = 1440, **how: Any) -> Iterator[Any]:
     """Open the page; nothing may be asked of another origin, and nothing may go wrong unseen."""
