@@ -65,10 +65,13 @@ def dedupe(
     as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON on stdout.")] = False,
 ) -> None:
     """Find postings of the same product by picture and title, group them, and say how sure that is."""
+    from skumatch import artefact
     from skumatch.catalogue.rules import read_rule
 
     known = read_rule(rule) if rule is not None else None
     looks = looks_of(known, neighbours, blend, seed)
+    with artefact.disk_errors(out):  # before the long work, not after it
+        out.mkdir(parents=True, exist_ok=True)
     with Stages() as stages:
         stages("reading", None)
         source = Source(catalogue_of(catalogue, column, images), model, text, vectors, device, out / WORK)

@@ -52,8 +52,11 @@ def dedupe_learn(
     """Learn from labelled groups what a match is, for catalogues like these."""
     from skumatch.catalogue.groups import Grouping
     from skumatch.catalogue.rules import write_rule
+    from skumatch.errors import ConfigError
     from skumatch.finetune.duplicates import Lesson, learn
 
+    if rule.is_dir():
+        raise ConfigError(f"{rule} is a folder", "give the file to write the rule to")
     source = Source(catalogue_of(catalogue, column, images), model, text, vectors, device, rule.with_suffix(".work"))
     groups = labels_of(source.catalogue)
     grouping = Grouping() if largest is None else Grouping(most=largest)

@@ -167,7 +167,14 @@ def gathered_of(source: Source, looks: Looks, rule: Rule | None, stages: Stages)
 
 
 def _encoder(source: Source) -> Encoder | None:
-    """Return what sees the pictures: the one that was asked for, else the workspace's, else none."""
+    """Return what sees the pictures: the one that was asked for, else the workspace's, else none.
+
+    Raises ConfigError where vectors made before were given too.
+    """
+    from skumatch.errors import ConfigError
+
+    if source.vectors is not None and source.model is not None:
+        raise ConfigError("--vectors and --model both say what the pictures look like", "leave one of them out")
     if source.vectors is not None or not any(source.catalogue.pictures):
         return None
     workspace = workspace_or_none()

@@ -1,7 +1,7 @@
 """The pictures of a catalogue as vectors and hashes, kept on disk so that an interrupted run goes on where it was.
 
 WORK/vectors.npy, hashes.npy, state.npy    one row per posting
-WORK/errors.jsonl                          pictures that could not be read
+WORK/errors.jsonl                          pictures that could not be read; the last line about each counts
 WORK/done.json                             what it was made of, and how many pictures are done
 
 It knows nothing about titles or pairs.
@@ -64,8 +64,8 @@ def look(
     """Embed and hash the pictures; with no ``encoder`` only hash them. Hashes that the catalogue brings are kept as
     they are, and then none is computed: those of other programs differ in detail.
 
-    What is in ``work`` and of the same catalogue, folder and encoder is not done again. Raises ArtefactError when the
-    disk refuses.
+    What is in ``work`` and of the same catalogue, folder and encoder is not done again, except pictures that could not
+    be read then. Raises ArtefactError when the disk refuses.
     """
     with artefact.disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
@@ -73,10 +73,14 @@ def look(
     shelf = _Shelf(work, catalogue, encoder, hashing=not given)
     places = np.array([place for place, name in enumerate(catalogue.pictures) if name], np.int64)
     with artefact.disk_errors(work), shelf:
-        progress(shelf.done)
-        for start, batch in _looked(catalogue, places[shelf.done :], encoder, pipeline, hashing=not given):
-            shelf.keep(start + shelf.begun, batch, places)
-            progress(len(batch.errors))
+        known = places[: shelf.done]
+        again = known[shelf.state[known] != READ]
+        progress(len(known) - len(again))
+        left = np.concatenate([again, places[shelf.done :]])
+        for start, batch in _looked(catalogue, left, encoder, pipeline, hashing=not given):
+            rows = left[start : start + len(batch.errors)]
+            shelf.keep(rows, batch, new=int((np.arange(start, start + len(rows)) >= len(again)).sum()))
+            progress(len(rows))
     hashes, hashed = (catalogue.hashes, catalogue.hashed) if given else (shelf.hashes, shelf.state == READ)
     return Pictures(shelf.vectors, np.asarray(shelf.state == READ), hashes, np.asarray(hashed), shelf.failures())
 
@@ -168,7 +172,7 @@ class _Shelf:
             "encoder": "" if encoder is None else encoder.spec.digest,
             "hashing": hashing,
         }
-        self.done = self.begun = self._noted = 0
+        self.done = self._noted = 0
         self.names = catalogue.pictures
         self.vectors: Vectors | None = None
 
@@ -187,8 +191,9 @@ class _Shelf:
             self.vectors = self._array("vectors.npy", mode, np.float32, (self.count, self.dim))
         self._errors = (self.folder / ERRORS).open("r+b" if self.done else "w+b")
         self._errors.truncate(int(marks["errors"]) if self.done else 0)
-        self._errors.seek(0, 2)
-        self.begun = self._noted = self.done
+        self._errors.seek(0)
+        self._told = {one.place: one for one in (Failure(**json.loads(line)) for line in self._errors)}
+        self._noted = self.done
         if not self.done:
             self.note()
         return self
@@ -200,10 +205,10 @@ class _Shelf:
     def _array(self, name: str, mode: str, kind: Any, shape: tuple[int, ...]) -> Any:
         return np.lib.format.open_memmap(self.folder / name, mode=mode, dtype=kind, shape=shape)
 
-    def keep(self, start: int, batch: _Batch, places: Ids) -> None:
-        """Write one batch, whose first picture is the one at ``start`` of ``places``."""
-        rows = places[start : start + len(batch.errors)]
+    def keep(self, rows: Ids, batch: _Batch, new: int) -> None:
+        """Write one batch, about the postings ``rows``; ``new`` of them were not looked at before."""
         good = rows[batch.good]
+        self.state[rows] = 0
         self.state[good] = READ
         if self.vectors is not None and batch.rows is not None:
             self.vectors[good] = batch.rows
@@ -211,11 +216,15 @@ class _Shelf:
             self.hashes[good] = batch.bits
         for place, error in zip(rows.tolist(), batch.errors, strict=True):
             if error is not None:
-                said = {"place": place, "picture": self.names[place], "why": error.what}
-                self._errors.write(json.dumps(said).encode() + b"\n")
-        self.done = start + len(batch.errors)
+                self._tell(Failure(place, self.names[place], error.what))
+        self.done += new
         if self.done - self._noted >= EVERY:
             self.note()
+
+    def _tell(self, failure: Failure) -> None:
+        if self._told.get(failure.place) != failure:
+            self._errors.write(json.dumps(vars(failure)).encode() + b"\n")
+            self._told[failure.place] = failure
 
     def note(self) -> None:
         """Make durable what is there, then say so."""
@@ -228,6 +237,5 @@ class _Shelf:
         self._noted = self.done
 
     def failures(self) -> tuple[Failure, ...]:
-        """Return the pictures that could not be read."""
-        with (self.folder / ERRORS).open("rb") as lines:
-            return tuple(Failure(**json.loads(line)) for line in lines)
+        """Return the pictures that could not be read, by their places."""
+        return tuple(one for place, one in sorted(self._told.items()) if self.state[place] != READ)

@@ -141,8 +141,8 @@ class _Cells:
     def warnings(self) -> tuple[str, ...]:
         """Return what was odd, in lines for a person."""
         said = {
-            "picture": "{} without a picture: matched by the title alone",
-            "title": "{} without a title: matched by the picture alone",
+            "picture": "{} without a picture",
+            "title": "{} without a title",
             "encoding": "{} with a title that is not UTF-8, read as Windows-1252: save the file as UTF-8",
             "hash": f"{{}} with a hash that is not {HASH_DIGITS} hexadecimal digits: taken as none",
         }
@@ -159,8 +159,11 @@ def read_catalogue(path: Path, columns: Columns | None = None, images: Path | No
 
     A title that is not UTF-8 is read as Windows-1252, and counted; a hash that is none is counted and left out. Raises
     DataError for a file that cannot be read, naming the line: columns that lack, an id that is empty or comes twice, a
-    posting without a group where others have one, a quote that is never closed, or no postings at all.
+    posting without a group where others have one, a quote that is never closed, or no postings at all; and where
+    ``images`` is no folder.
     """
+    if images is not None and not images.is_dir():
+        raise DataError(f"{shown(images)} is no folder", "give --images the folder of the pictures")
     table = read_table(path)
     cells = _Cells(table, columns or Columns())
     for number, line in table.records:

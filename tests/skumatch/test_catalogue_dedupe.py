@@ -125,6 +125,38 @@ def test_errors_are_told_again_when_nothing_is_left_to_do(
     assert first.failures == second.failures and len(first.failures) == 1
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_pictures_that_were_mended_are_read_by_the_next_run(
+    catalogue: Catalogue, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    monkeypatch.setattr("skumatch.catalogue.pictures.EVERY", 4)
+    how = Pipeline(batch=4, workers=1)
+    whole = look(catalogue, encoder, how, tmp_path / "other")
+    broken = [picture for picture in (catalogue.picture(place) for place in (1, 2, 9)) if picture is not None]
+    kept = [picture.read_bytes() for picture in broken]
+    broken[0].unlink()
+    broken[1].write_bytes(b"x")
+    broken[2].write_bytes(b"x")
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            look(catalogue, Stumbling(12), how, tmp_path / "work")
+    else:
+        assert [one.place for one in look(catalogue, encoder, how, tmp_path / "work").failures] == [1, 2, 9]
+    broken[0].write_bytes(kept[0])
+    broken[1].unlink()
+    broken[2].write_bytes(kept[2])
+    done: list[int] = []
+    (failure,) = look(catalogue, encoder, how, tmp_path / "work", done.append).failures
+    assert failure.place == 2 and "No such file" in failure.why and sum(done) == len(catalogue)
+    broken[1].write_bytes(kept[1])
+    sees = Stumbling(100)
+    last = look(catalogue, sees, how, tmp_path / "work")
+    assert sees.seen == 1 and last.failures == () and last.present.all()
+    assert last.vectors is not None and whole.vectors is not None
+    np.testing.assert_array_equal(last.vectors, whole.vectors)
+    np.testing.assert_array_equal(last.hashes, whole.hashes)
+
+
 def test_without_an_encoder_pictures_are_hashed(catalogue: Catalogue, tmp_path: Path) -> None:
     pictures = look(catalogue, None, Pipeline(), tmp_path / "work")
     assert pictures.vectors is None
